@@ -1,0 +1,440 @@
+"""Every setting of a run, as frozen dataclasses that check themselves.
+
+A `ConfigDict` lives only at the edge, where absl flags override it; `from_config_dict` turns it into a `Config` and is
+the only reader of one. Everything inside the package takes the dataclasses, so that a field has one name, one default,
+one unit and one check. Fields whose default is None are derived from others; the comment says how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any, Mapping
+
+
+def nearest(word: str, candidates) -> str:
+    """Returns ` Did you mean "x"?` for the candidate closest to `word`, or an empty string."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f' Did you mean "{found[0]}"?' if found else ""
+
+
+def check_choice(field: str, value: str, choices) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{field}={value!r} is not one of {sorted(choices)}.{nearest(str(value), choices)}")
+
+
+def check_positive(section: str, config, *names: str, minimum=1) -> None:
+    """Raises ValueError where a field of `config` is below `minimum`."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{section}.{name}={value} must be at least {minimum}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of the model. All of it is identity: a checkpoint fits one value only."""
+
+    num_heads: int = 4  # N, prediction heads: head k predicts the token k places ahead
+    num_layers: int = 6  # transformer layers, trunk and heads together, so that parameters do not depend on N
+    extra_trunk_layers: int = 0  # layers given back to the trunk (the paper's "+layers" rows)
+    d_model: int = 256  # D, width of the residual stream
+    num_attention_heads: int = 4  # A, query heads of a layer
+    num_kv_heads: int | None = None  # K, key and value heads; None: as many as query heads
+    head_dim: int | None = None  # C, width of an attention head; None: d_model / num_attention_heads
+    d_ff: int | None = None  # F, inner width of the SwiGLU; None: 8/3 d_model rounded up to d_ff_multiple
+    d_ff_multiple: int = 128  # rounding of a derived d_ff; 128 is a TPU lane count
+    head_kind: str = "parallel"  # wiring of the heads; see mtp_jax/model/heads
+    unembedding: str = "shared"  # "shared": one matrix for all heads; "replicated": one a head (the paper's byte models)
+    tie_embedding: bool = False  # use the embedding as unembedding (needs "shared"); the paper does not tie
+    vocab_size: int | None = None  # token ids in use; None: the tokenizer's
+    vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, so that it can be sharded
+    qk_norm: bool = False  # RMSNorm on queries and keys, per attention head
+    rope_theta: float = 10_000.0  # base of the rotary angles
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    init_std: float = 0.02  # of every matrix; output projections use init_std / sqrt(2 num_layers)
+    param_dtype: str = "float32"  # dtype that parameters are kept and updated in
+    dtype: str = "float32"  # dtype of matmuls; "bfloat16" on TPU and GPU
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def attention_head_dim(self) -> int:
+        return self.d_model // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_dim(self) -> int:
+        if self.d_ff is not None:
+            return self.d_ff
+        return -(-(8 * self.d_model // 3) // self.d_ff_multiple) * self.d_ff_multiple
+
+    @property
+    def padded_vocab_size(self) -> int:
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size=None is not resolved yet: set it to the tokenizer's vocabulary size.")
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def validate(self) -> None:
+        check_positive("model", self, "num_heads", "num_layers", "d_model", "num_attention_heads", "num_kv_heads",
+                       "head_dim", "d_ff", "d_ff_multiple", "vocab_size", "vocab_multiple")
+        check_positive("model", self, "extra_trunk_layers", minimum=0)
+        check_positive("model", self, "rope_theta", "norm_eps", "init_std", minimum=1e-30)
+        if self.head_dim is None and self.d_model % self.num_attention_heads:
+            raise ValueError(
+                f"model.d_model={self.d_model} is not divisible by model.num_attention_heads="
+                f"{self.num_attention_heads}: change one of them, or set model.head_dim.")
+        if self.attention_head_dim % 2:
+            raise ValueError(f"model.head_dim={self.attention_head_dim} is odd: rotary embeddings need pairs; "
+                             "choose an even model.head_dim.")
+        if self.num_attention_heads % self.kv_heads:
+            raise ValueError(
+                f"model.num_attention_heads={self.num_attention_heads} is not divisible by model.num_kv_heads="
+                f"{self.kv_heads}: each KV head serves a whole group of query heads.")
+        check_choice("model.unembedding", self.unembedding, ("shared", "replicated"))
+        for name in ("param_dtype", "dtype"):
+            check_choice(f"model.{name}", getattr(self, name), ("float64", "float32", "bfloat16", "float16"))
+        if self.tie_embedding and self.unembedding == "replicated":
+            raise ValueError("model.tie_embedding=True needs model.unembedding='shared', got 'replicated': "
+                             "one embedding cannot be tied to several unembeddings.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the same mathematics is run. May change on resume; results then agree to rounding, not bit for bit."""
+
+    remat: str = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    scan_layers: bool | None = None  # lax.scan over trunk layers; None: on, but on CPU, where unrolled is faster
+    run_heads: str = "auto"  # "scan" (flat memory) or "vmap"; "auto": vmap only if the mesh shards pred_heads
+    attention: str = "auto"  # attention kernel by name; "auto": the platform's; see mtp_jax/model/attention.py
+    logits_bytes: int = 2**26  # largest block of fp32 logits on one device, bytes; sets the loss's number of chunks
+    microbatches: int = 1  # gradient accumulation: parts that a batch is split into
+
+    def validate(self) -> None:
+        check_choice("compute.remat", self.remat, ("none", "dots", "full"))
+        check_choice("compute.run_heads", self.run_heads, ("auto", "scan", "vmap"))
+        check_positive("compute", self, "logits_bytes", "microbatches")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss over heads. Identity."""
+
+    reduction: str = "sum"  # over heads: "sum" (the paper), or "mean" (divided by the sum of the weights)
+    schedule: str = "constant"  # head weights over steps; see mtp_jax/objective/schedules.py
+    head_weights: tuple[float, ...] = ()  # one a head, multiplies the schedule; empty: all 1
+    schedule_steps: int | None = None  # horizon of a schedule, steps; None: train.num_steps
+    further_weight_initial: float = 0.3  # schedule "deepseek": sum of the weights of heads 2..N at first
+    further_weight_final: float = 0.1  # ... and after the switch
+    switch_fraction: float = 0.675  # ... which comes at this share of the horizon (10T of 14.8T tokens)
+    detach_trunk: bool = False  # heads 2..N send no gradient into the trunk and head 1
+
+    def validate(self, num_heads: int) -> None:
+        check_choice("objective.reduction", self.reduction, ("sum", "mean"))
+        if self.head_weights and len(self.head_weights) != num_heads:
+            raise ValueError(f"objective.head_weights={self.head_weights} has {len(self.head_weights)} entries for "
+                             f"model.num_heads={num_heads}: give one a head, or none.")
+        if any(w < 0 for w in self.head_weights) or (self.head_weights and not any(self.head_weights)):
+            raise ValueError(f"objective.head_weights={self.head_weights} must be >= 0 with one above 0.")
+        check_positive("objective", self, "further_weight_initial", "further_weight_final", minimum=0.0)
+        check_positive("objective", self, "schedule_steps")
+        if not 0 <= self.switch_fraction <= 1:
+            raise ValueError(f"objective.switch_fraction={self.switch_fraction} must lie in [0, 1].")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The token stream. Identity, but for `num_workers` and `validation_batches`."""
+
+    source: str = "stdlib"  # where documents come from; see mtp_jax/data/sources.py
+    path: str = ""  # source "files": a folder, or a glob such as "src/**/*.py"
+    tokenizer: str = "bytes"  # ids 0-255 are bytes, then BOS, EOS, PAD
+    batch_size: int = 16  # B, rows a step over all hosts
+    seq_len: int = 256  # L, tokens a row
+    seed: int = 0  # of the split and the order of rows
+    validation_fraction: float = 0.05  # share of files held out; at least one file
+    validation_batches: int = 8  # batches of a validation pass, always the same rows
+    num_workers: int = 0  # processes that read and pack; 0: a thread of this process
+
+    def validate(self, num_heads: int) -> None:
+        check_positive("data", self, "batch_size", "seq_len", "validation_batches")
+        check_positive("data", self, "num_workers", minimum=0)
+        if self.seq_len <= num_heads:
+            raise ValueError(f"data.seq_len={self.seq_len} leaves head {num_heads} no target, for a row holds its own "
+                             f"targets: choose data.seq_len > model.num_heads={num_heads}.")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, clipping and the learning-rate schedule. Identity. Defaults: the paper's Table S13."""
+
+    learning_rate: float = 3e-4  # peak
+    schedule: str = "cosine"  # after the warm-up: "cosine", "wsd" (stable, then linear decay), "constant"
+    warmup_steps: int = 100  # linear, from 0 to the peak
+    decay_ratio: float = 0.03  # last learning rate over the peak
+    decay_fraction: float = 0.2  # "wsd": share of the horizon spent decaying
+    schedule_steps: int | None = None  # horizon of the schedule, steps; None: train.num_steps
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled; on matrices, not on norms
+    clip_norm: float = 1.0  # largest Euclidean norm of the gradient; 0: no clipping
+
+    def validate(self, horizon: int) -> None:
+        check_choice("optimizer.schedule", self.schedule, ("cosine", "wsd", "constant"))
+        check_positive("optimizer", self, "learning_rate", "eps", minimum=1e-30)
+        check_positive("optimizer", self, "warmup_steps", "weight_decay", "clip_norm", minimum=0)
+        for name in ("b1", "b2", "decay_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1].")
+        if self.schedule != "constant" and self.warmup_steps >= horizon:
+            raise ValueError(f"optimizer.warmup_steps={self.warmup_steps} does not end before the schedule's "
+                             f"{horizon} steps: lower it, or raise train.num_steps or optimizer.schedule_steps.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, cadence and scope of training. Only `seed` and `trainable` are identity."""
+
+    num_steps: int = 1000  # optimizer steps in all
+    seed: int = 0  # of the initial parameters
+    checkpoint_every: int = 200  # steps; the last step is always saved
+    validate_every: int = 200  # steps; the last step is always validated
+    trainable: tuple[str, ...] = ()  # glob patterns of parameter paths that train, such as "heads/*"; empty: all
+
+    def validate(self) -> None:
+        check_positive("train", self, "num_steps", "checkpoint_every", "validate_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of the checkpoints. May change on resume."""
+
+    keep_last: int = 3  # newest checkpoints kept
+    keep_every: int = 0  # steps: multiples of this are kept for ever; 0: none
+    asynchronous: bool = True  # write in the background
+    verify: bool = True  # compare every file with its checksum before a restore
+
+    def validate(self) -> None:
+        check_positive("checkpoint", self, "keep_last")
+        check_positive("checkpoint", self, "keep_every", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """Start from another run's parameters. Read only when a workdir is new."""
+
+    path: str = ""  # a workdir, or one of its checkpoints/<step>; empty: random parameters
+    heads: tuple[Any, ...] = ()  # for each head of this model the source's head, from 1, or "fresh"; empty: same order
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """Devices and what is split over them. May change on resume."""
+
+    mesh: str = "data:-1,fsdp:1,tensor:1,pred_heads:1"  # axis:size; -1 takes the devices that are left
+    rules: tuple[tuple[str, Any], ...] = (  # logical axis -> mesh axis, several, or None
+        ("batch", ("data", "fsdp")),
+        ("length", None),
+        ("vocab", "tensor"),
+        ("embed", "fsdp"),
+        ("embed_out", "tensor"),
+        ("heads", "tensor"),
+        ("kv_heads", "tensor"),
+        ("head_dim", None),
+        ("mlp", "tensor"),
+        ("layers", None),
+        ("pred_heads", "pred_heads"),
+        ("norm", None),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What a run prints and writes. May change on resume."""
+
+    log_every: int = 10  # steps between lines of metrics.jsonl for the training split
+    progress: str = "auto"  # "bar", "lines", or "auto": a bar on a terminal
+    tensorboard: bool = True  # write events.out.tfevents.*
+    profile_start: int = 0  # first step of a profiler trace, from 1; 0: none
+    profile_steps: int = 3  # steps that the trace spans
+    peak_tflops: float = 0.0  # of one device, for MFU; 0: from the table of known devices, else MFU is null
+    compile_cache: str = "auto"  # folder of compiled programs; "auto": the user's cache folder; "off": none
+
+    def validate(self) -> None:
+        check_choice("logging.progress", self.progress, ("auto", "bar", "lines"))
+        check_positive("logging", self, "log_every", "profile_steps")
+        check_positive("logging", self, "profile_start", "peak_tflops", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    init_from: InitFromConfig = InitFromConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def learning_rate_horizon(self) -> int:
+        """Steps that the learning-rate schedule spans."""
+        return self.optimizer.schedule_steps or self.train.num_steps
+
+    @property
+    def objective_horizon(self) -> int:
+        """Steps that the schedule of the head weights spans."""
+        return self.objective.schedule_steps or self.train.num_steps
+
+    def validate(self) -> None:
+        """Checks every field that can be checked without looking at devices or data.
+
+        Raises:
+          ValueError: names the field, its value and what to do.
+        """
+        self.model.validate()
+        self.compute.validate()
+        self.objective.validate(self.model.num_heads)
+        self.data.validate(self.model.num_heads)
+        self.train.validate()
+        check_positive("optimizer", self.optimizer, "schedule_steps")
+        self.optimizer.validate(self.learning_rate_horizon)
+        self.checkpoint.validate()
+        self.logging.validate()
+        if self.data.batch_size % self.compute.microbatches:
+            raise ValueError(f"data.batch_size={self.data.batch_size} is not divisible by compute.microbatches="
+                             f"{self.compute.microbatches}: every microbatch has the same number of rows.")
+
+
+# Dotted names that may differ between a workdir's config.json and the run that goes on from it. All others are identity.
+FREE_ON_RESUME = ("compute", "checkpoint", "init_from", "parallel", "logging", "train.num_steps",
+                  "train.checkpoint_every", "train.validate_every", "data.num_workers", "data.validation_batches")
+
+
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {"section.field": value} of a config or of its dict, with lists as tuples."""
+    def frozen(value):
+        return tuple(frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+    sections = to_dict(config) if isinstance(config, Config) else config
+    return {f"{section}.{name}": frozen(value) for section, fields in sections.items() if isinstance(fields, Mapping)
+            for name, value in fields.items()}
+
+
+def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {"section.field": (old value, new value)} of the fields that differ."""
+    before, after = flatten(old), flatten(new)
+    return {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)}
+
+
+def free_on_resume(name: str) -> bool:
+    """Tells whether the dotted field `name` may change when a workdir is resumed."""
+    return name in FREE_ON_RESUME or name.split(".")[0] in FREE_ON_RESUME
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the config as nested dicts that json can write."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Builds a Config from nested dicts, such as those of config.json.
+
+    Args:
+      values: {section: {field: value}}; what is left out takes its default.
+
+    Returns:
+      The config, not yet validated.
+
+    Raises:
+      ValueError: an unknown section or field (the nearest known one is named), or a value of the wrong type.
+    """
+    sections = {field.name: field for field in dataclasses.fields(Config)}
+    built = {}
+    for section, fields in values.items():
+        if section not in sections:
+            raise ValueError(f"config.{section} is unknown.{nearest(section, sections)}")
+        cls = type(sections[section].default)
+        hints = typing.get_type_hints(cls)
+        arguments = {}
+        for name, value in fields.items():
+            if name not in hints:
+                raise ValueError(f"config.{section}.{name} is unknown.{nearest(name, hints)}")
+            arguments[name] = _coerce(f"{section}.{name}", value, hints[name])
+        built[section] = cls(**arguments)
+    return Config(**built)
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Returns `value` as the type that the field declares, or raises ValueError."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if hint is Any:
+        return tuple(value) if isinstance(value, list) else value
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        if isinstance(value, (list, tuple)):
+            inner = typing.get_args(hint)
+            if inner[-1] is Ellipsis:
+                inner = (inner[0],) * len(value)
+            if len(inner) != len(value):
+                raise ValueError(f"{name}={value!r} must have {len(inner)} entries.")
+            return tuple(_coerce(name, v, h) for v, h in zip(value, inner))
+        raise ValueError(f"{name}={value!r} must be a list.")
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{name}={value!r} must be of type {origin.__name__}, got {type(value).__name__}.")
+
+
+def to_config_dict(config: Config):
+    """Returns a locked ml_collections.ConfigDict for absl flags; a None field accepts a value of its declared type."""
+    from ml_collections import config_dict  # the edge only: GPU images without it still train from Python
+
+    root = config_dict.ConfigDict()
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        hints = typing.get_type_hints(type(part))
+        node = config_dict.ConfigDict()
+        for field in dataclasses.fields(part):
+            value, hint = getattr(part, field.name), hints[field.name]
+            if isinstance(hint, types.UnionType):
+                kind = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+                reference = config_dict.placeholder(kind)
+                reference.set(value)
+                node[field.name] = reference
+            else:
+                node[field.name] = value
+        root[section.name] = node
+    return root.lock()
+
+
+def from_config_dict(values) -> Config:
+    """Builds a Config from a ConfigDict made by `to_config_dict`; sections that it does not know are refused.
+
+    Raises:
+      ValueError: an unknown section or field, or a value of the wrong type.
+    """
+    return from_dict({section: {name: values[section][name] for name in values[section]} for section in values})
+
+
+def dumps(config: Config, **extra: Any) -> str:
+    """Returns the text of config.json: every section, and `extra` facts (version, corpus hash) at the top level."""
+    return json.dumps({**to_dict(config), **extra}, indent=2) + "\n"

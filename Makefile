@@ -1,0 +1,88 @@
+# Two commands are enough for a newcomer: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PIP_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+AGAIN := make $(MAKECMDGOALS)
+INSTALLED := $(VENV)/.installed
+INTEROP := $(VENV)/.installed-interop
+GPU := $(VENV)/.installed-gpu
+FAST := not slow and not interop and not gpu
+
+.PHONY: help demo test test-slow test-interop test-gpu lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo          set up .venv and train a small multi-token model on this machine, in about five minutes"
+	@echo "make test          set up .venv and run the test suite"
+	@echo "make test-slow     the tests that take long"
+	@echo "make test-interop  also installs torch and transformers, and compares with them"
+	@echo "make test-gpu      the tests that need an NVIDIA GPU; also installs jax for CUDA"
+	@echo "make lint          ruff and mypy"
+	@echo "make bench         every benchmark; each prints one JSON line a case"
+	@echo "make clean         remove .venv and caches; runs/ stays"
+	@echo
+	@echo "PYTHON=python3.12 picks the interpreter of a new .venv; PIP_ARGS=... is passed to pip."
+
+demo: $(INSTALLED)
+	@echo "Demo: training the experiment code_bytes in runs/code_bytes (run again, it goes on from its checkpoint)"
+	@$(PY) -m experiments.code_bytes --workdir=runs/code_bytes
+
+test: $(INSTALLED)
+	@echo "Running the test suite in $(JOBS) processes; it should take less than ten minutes"
+	@$(PY) -m pytest -q -n $(JOBS) -m "$(FAST)"
+
+test-slow: $(INSTALLED)
+	@echo "Running the slow tests"
+	@$(PY) -m pytest -q -m slow || [ $$? -eq 5 ]
+
+test-interop: $(INTEROP)
+	@echo "Running the comparisons with torch and transformers"
+	@$(PY) -m pytest -q -m interop || [ $$? -eq 5 ]
+
+test-gpu: $(GPU)
+	@echo "Running the tests that need a GPU"
+	@MTP_JAX_TEST_PLATFORM=cuda,cpu $(PY) -m pytest -q -m gpu || [ $$? -eq 5 ]
+
+lint: $(INSTALLED)
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+bench: $(INTEROP)
+	@for file in benchmarks/[a-z]*.py; do $(PY) -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is newer than setup.py and constraints.txt when the environment is as they say.
+$(INSTALLED): setup.py constraints.txt
+	@if ! $(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  command -v $(PYTHON) >/dev/null || \
+	    { echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name it: $(AGAIN) PYTHON=/path/to/python3"; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "mtp_jax needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	      echo "Install a newer one and name it, such as: $(AGAIN) PYTHON=python3.12"; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: sudo apt install python3-venv"; \
+	      echo "Then again: $(AGAIN)"; exit 1; }; \
+	  echo "Making a Python environment in $(VENV)"; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@echo "Installing mtp_jax and what it needs into $(VENV) (one to three minutes the first time)"
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(INTEROP): $(INSTALLED)
+	@echo "Installing torch and transformers into $(VENV) (several minutes the first time)"
+	@$(PIP) -e '.[test,interop]'
+	@touch $@
+
+$(GPU): $(INSTALLED)
+	@echo "Installing jax for CUDA into $(VENV) (several minutes the first time)"
+	@$(PIP) -e '.[test,gpu]'
+	@touch $@

@@ -1,0 +1,185 @@
+"""From rows to batches: shuffled, repeated, shared out to hosts, and resumed from one number.
+
+The global run is one endless sequence of rows: all training rows in a shuffled order, then all of them in another, and
+so on. Batch s of a run that starts at row r0 is rows [r0 + s B, r0 + (s + 1) B). Of each batch, host p of P holds the
+contiguous rows [p B / P, (p + 1) B / P): with the batch axis split over processes in their order, which is what
+`jax.make_array_from_process_local_data` assumes, the global array equals the batch that one host would read. The place
+in the data is therefore the number of the next row alone, whatever the number of hosts and workers was or will be.
+
+Batches are formed *before* Grain deals work out to worker processes. The other way round each worker would fill batches
+from its own rows, and the order would depend on their number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from mtp_jax.data.rows import Rows
+from mtp_jax.data.split import derived_seed
+
+PREFETCHED_BATCHES = 8  # read ahead of the train step, in all
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainBatches(Iterator[Batch]):
+    """An endless iterator of one host's share of the training batches.
+
+    Each item is {"tokens", "segments", "positions"}, int32 [B / process_count, L]. `close()` (or leaving a `with` block)
+    stops its thread or its worker processes. Worker processes are spawned, so the script that asks for them needs the
+    usual `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
+                 start_row: int = 0, num_workers: int = 0):
+        """Starts at global row `start_row`, without reading what lies before it.
+
+        Args:
+          rows: the rows of one epoch.
+          batch_size: B, rows of a batch over all hosts.
+          seed: of the order; every epoch has another.
+          process_index: this host, from 0.
+          process_count: number of hosts.
+          start_row: the `next_row` of a saved state; 0 starts anew.
+          num_workers: processes that form batches; 0: one thread of this process.
+
+        Raises:
+          ValueError: the batch cannot be split evenly over hosts, or a number is out of range.
+        """
+        local = local_batch_size(batch_size, process_index, process_count)
+        if start_row < 0:
+            raise ValueError(f"start_row={start_row} must be at least 0.")
+        import grain  # slow to import, and only a run that reads data needs it
+
+        self._batch_size = batch_size
+        self._next_row = start_row
+        self._copy = num_workers > 0
+        order = grain.MapDataset.source(rows).shuffle(seed=derived_seed(seed, "rows")).repeat()
+        batches = order[start_row:].batch(local)[process_index::process_count]
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=-(-PREFETCHED_BATCHES // max(num_workers, 1)))
+        dataset = batches.to_iter_dataset(ahead)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own here, which a notebook or script never parsed
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
+        self._iterator: Iterator[Batch] | None = iter(dataset)
+        self._stop = weakref.finalize(self, self._iterator.close)  # also runs where an error ends the process
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise ValueError("these training batches were closed: ask the corpus for new ones at state()['next_row'].")
+        batch = next(self._iterator)
+        self._next_row += self._batch_size
+        # Workers hand over shared memory; a copy is 0.01 ms and leaves nothing to unlink when Python shuts down.
+        return {name: np.array(values) for name, values in batch.items()} if self._copy else batch
+
+    def state(self) -> dict[str, int]:
+        """Returns {"next_row": the first global row that no `next()` has returned yet}, for the checkpoint."""
+        return {"next_row": self._next_row}
+
+    def close(self) -> None:
+        """Stops reading ahead; `next()` then raises."""
+        self._stop()
+        self._iterator = None
+
+    def __enter__(self) -> "TrainBatches":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process live exactly as long as the process that trains."""
+    del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the trainer still saves
+
+    def exit_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # the trainer was killed: Grain's workers would wait for it for ever
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationBatches(Sequence[Batch]):
+    """One host's share of the validation batches, the same at every pass.
+
+    The batches hold a fixed random choice of the validation rows, each row at most once. Where the split has fewer rows
+    than the batches asked for, there are fewer batches, and rows of padding alone (segment 0, so in no mean) fill the
+    last one: nothing is counted twice, and every batch has at least one real row on some host.
+
+    Attributes:
+      rows: the validation rows.
+      order: [batches x B] int64, numbers of the rows to read; a number past the last row stands for padding.
+      local_batch_size: B / process_count, rows of a batch on this host.
+      process_index: this host, from 0.
+      process_count: number of hosts.
+    """
+
+    rows: Rows
+    order: np.ndarray
+    local_batch_size: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return len(self.order) // (self.local_batch_size * self.process_count)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"validation batch {index} of {len(self)}")
+        start = ((index % len(self)) * self.process_count + self.process_index) * self.local_batch_size
+        rows = [self.rows[row] for row in self.order[start:start + self.local_batch_size]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def validation_batches(rows: Rows, *, batch_size: int, seed: int, max_batches: int, process_index: int = 0,
+                       process_count: int = 1) -> ValidationBatches:
+    """Returns the validation batches of one host.
+
+    Args:
+      rows: the validation rows.
+      batch_size: B, rows of a batch over all hosts.
+      seed: of the choice of rows.
+      max_batches: batches of a pass, if there are rows for as many.
+      process_index: this host, from 0.
+      process_count: number of hosts.
+
+    Raises:
+      ValueError: the batch cannot be split evenly over hosts.
+    """
+    import grain
+
+    local = local_batch_size(batch_size, process_index, process_count)
+    chosen = min(len(rows), max_batches * batch_size)
+    shuffled = grain.MapDataset.range(len(rows)).shuffle(seed=derived_seed(seed, "validation rows"))
+    order = np.full(-(-chosen // batch_size) * batch_size, len(rows), np.int64)
+    order[:chosen] = [shuffled[i] for i in range(chosen)]
+    return ValidationBatches(rows, order, local, process_index, process_count)
+
+
+def local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    """Returns the rows of a batch that one host holds.
+
+    Raises:
+      ValueError: hosts cannot have the same number of rows, or `process_index` is none of them.
+    """
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} is not one of process_count={process_count} processes.")
+    if batch_size % process_count:
+        raise ValueError(f"data.batch_size={batch_size} is not divisible by process_count={process_count}: every host "
+                         f"reads as many rows; choose a multiple of {process_count}.")
+    return batch_size // process_count

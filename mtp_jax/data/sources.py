@@ -1,0 +1,193 @@
+"""Where documents come from: a registry of functions from the data config to documents.
+
+A source is one function. Written in an experiment's own module, it is found by name like the built-in ones:
+
+    from mtp_jax.data import Document, register_source
+
+    @register_source("poems")
+    def poems(config):
+        return [Document(name=f"poem-{i}", group=f"poem-{i}", read=text.encode) for i, text in enumerate(my_poems())]
+
+and `config.data.source="poems"` trains on it. Documents that share a `group` never end up on both sides of the split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sysconfig
+from typing import Callable, Iterator, Sequence
+
+from mtp_jax.config import DataConfig, check_choice, nearest
+
+SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages")
+STDLIB_SKIPPED_FOLDERS = ("test", "tests", "idle_test")
+WILDCARDS = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One text of a corpus.
+
+    Attributes:
+      name: unique in the corpus and the same on every machine, such as a path relative to the corpus's root. Order and
+        split depend on names alone, the corpus's hash on names and contents.
+      group: what the split keeps together; the file that the document comes from.
+      read: returns the UTF-8 bytes of the text. Called once, when the corpus is opened.
+    """
+
+    name: str
+    group: str
+    read: Callable[[], bytes] = dataclasses.field(compare=False)
+
+
+Source = Callable[[DataConfig], Sequence[Document]]
+SOURCES: dict[str, Source] = {}
+
+
+def register_source(name: str) -> Callable[[Source], Source]:
+    """Makes a function available as `config.data.source=name`.
+
+    Args:
+      name: what the config calls it.
+
+    Returns:
+      A decorator for a function that takes the `DataConfig` and returns documents, in any order.
+
+    Raises:
+      ValueError: the name is taken by another function.
+    """
+    def register(source: Source) -> Source:
+        known = SOURCES.get(name)
+        # A module that is run by `python -m` and then imported under its own name registers the same function twice.
+        if known is not None and known.__code__.co_filename != source.__code__.co_filename:
+            raise ValueError(f"data source {name!r} is already registered by {known.__code__.co_filename}: "
+                             "choose another name.")
+        SOURCES[name] = source
+        return source
+
+    return register
+
+
+def read_documents(config: DataConfig) -> Sequence[Document]:
+    """Returns the documents of `config.source`, contents not yet read.
+
+    Raises:
+      ValueError: the source is unknown, or cannot find what `config.path` names.
+    """
+    check_choice("data.source", config.source, SOURCES)
+    return SOURCES[config.source](config)
+
+
+@register_source("stdlib")
+def stdlib(config: DataConfig) -> Sequence[Document]:
+    """The running Python's own library source without its tests: real code that needs no download."""
+    from etils import epath
+
+    del config
+    root = epath.Path(sysconfig.get_paths()["stdlib"])
+    # _sysconfigdata and config-* describe the machine that built this Python, so that hashes would differ.
+    documents = [_file(root, path) for path in _walk(root) if path.endswith(".py")
+                 and not set(path.split("/")).intersection(STDLIB_SKIPPED_FOLDERS)
+                 and not path.startswith(("_sysconfigdata", "config-"))]
+    if not documents:
+        raise ValueError(f"data.source='stdlib' found no .py files under {root}, the library of the running Python "
+                         "(is it a zip, or compiled files only?): use data.source='files' with data.path.")
+    return documents
+
+
+@register_source("files")
+def files(config: DataConfig) -> Sequence[Document]:
+    """The text files of a folder, or those that a glob such as "src/**/*.py" matches; hidden ones are left out."""
+    from etils import epath
+
+    if not config.path:
+        raise ValueError("data.path='' is empty, but data.source='files' reads it: set data.path to a folder or to a "
+                         'glob such as "src/**/*.py".')
+    path = epath.Path(config.path).expanduser()
+    if path.is_file():
+        return [_file(path.parent, path.name)]
+    if path.is_dir():
+        documents = [_file(path, name) for name in _walk(path)]
+        if not documents:
+            raise ValueError(f"data.path={config.path!r} is a folder without files (hidden ones do not count): "
+                             "put text files into it, or name another folder.")
+        return documents
+    if not WILDCARDS.search(config.path):
+        raise ValueError(f"data.path={config.path!r} does not exist.{_nearest_sibling(path)} "
+                         "Set it to a folder or a glob of text files.")
+    root, pattern = _split_glob(path)
+    if not root.is_dir():
+        raise ValueError(f"data.path={config.path!r} searches in {root}, which does not exist."
+                         f"{_nearest_sibling(root)}")
+    matches = _glob_to_regex(pattern).fullmatch
+    documents = [_file(root, name) for name in _walk(root) if matches(name)]
+    if not documents:
+        raise ValueError(f"data.path={config.path!r} matches no file under {root}: * stays inside one folder, **/ "
+                         "spans folders, and hidden files do not count.")
+    return documents
+
+
+def _file(root, relative: str) -> Document:
+    """Returns the document of the file at `relative` under `root`."""
+    return Document(name=relative, group=relative, read=(root / relative).read_bytes)
+
+
+def _walk(root) -> Iterator[str]:
+    """Yields the paths under `root`, relative and with slashes, of files that are neither hidden nor caches."""
+    start = len(root.as_posix().rstrip("/")) + 1
+    for folder, subfolders, names in root.walk():
+        # Pruned in place where the file system allows it; the test below holds where it does not.
+        subfolders[:] = [name for name in subfolders if not _skipped(name)]
+        inside = folder.as_posix().rstrip("/")[start:]
+        if any(map(_skipped, inside.split("/") if inside else ())):
+            continue
+        for name in names:
+            if not name.startswith("."):
+                yield f"{inside}/{name}" if inside else name
+
+
+def _skipped(folder: str) -> bool:
+    """Tells whether a folder of this name is left out."""
+    return folder.startswith(".") or folder in SKIPPED_FOLDERS
+
+
+def _split_glob(path):
+    """Returns (folder before the first wildcard, pattern relative to it)."""
+    parts = path.parts
+    first = next(i for i, part in enumerate(parts) if WILDCARDS.search(part))
+    root = path
+    for _ in parts[first:]:
+        root = root.parent
+    return root, "/".join(parts[first:])
+
+
+def _glob_to_regex(pattern: str) -> re.Pattern[str]:
+    """Returns the glob as a regex: * and ? stay inside a folder, ** spans folders. (epath's own glob has no **.)"""
+    out, i = "", 0
+    while i < len(pattern):
+        bracket = re.compile(r"\[(!?)(\]?[^\]]*)\]").match(pattern, i)
+        if pattern.startswith("**/", i):
+            out, i = out + r"(?:[^/]+/)*", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + r".*", i + 2
+        elif pattern[i] == "*":
+            out, i = out + r"[^/]*", i + 1
+        elif pattern[i] == "?":
+            out, i = out + r"[^/]", i + 1
+        elif bracket:
+            inside = bracket[2].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]")
+            out, i = out + f"[{'^' if bracket[1] else ''}{inside}]", bracket.end()
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    return re.compile(out, re.DOTALL)
+
+
+def _nearest_sibling(path) -> str:
+    """Returns ` Did you mean "x"?` for the existing path that is closest to one that does not exist."""
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.as_posix(), [child.as_posix() for child in path.parent.iterdir()
+                                     if child.name in nearest(path.name, [c.name for c in path.parent.iterdir()])])

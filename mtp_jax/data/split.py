@@ -1,0 +1,44 @@
+"""Order and split of a corpus, decided by names and the seed alone.
+
+Neither depends on contents, on the order in which a file system lists files, or on a random generator's version: names
+are sorted by a hash of seed and name. A file that is edited stays on its side of the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Iterable, Sequence
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Returns a number below 2**32 for one use of `seed`, so that uses do not repeat one another's draws."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
+
+
+def shuffled_names(names: Iterable[str], *, seed: int, purpose: str) -> list[str]:
+    """Returns the names in an order that looks random and depends on nothing but them, `seed` and `purpose`."""
+    def key(name: str) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{purpose}:{seed}:{name}".encode("utf-8", "surrogateescape")).digest(), name
+
+    return sorted(names, key=key)
+
+
+def split_groups(groups: Sequence[str], *, fraction: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Splits file groups into training and validation, at least one in each.
+
+    Args:
+      groups: names of the groups; repeats count once.
+      fraction: share of groups held out, between 0 and 1.
+      seed: of the draw.
+
+    Returns:
+      (training groups, validation groups), disjoint, together all of `groups`.
+
+    Raises:
+      ValueError: there are fewer than two groups.
+    """
+    order = shuffled_names(set(groups), seed=seed, purpose="split")
+    if len(order) < 2:
+        raise ValueError(f"a split by file needs two files or more, got {len(order)}.")
+    held_out = min(max(round(fraction * len(order)), 1), len(order) - 1)
+    return frozenset(order[held_out:]), frozenset(order[:held_out])

@@ -1,0 +1,88 @@
+"""Tokenizers: text to ids and back, found by name.
+
+Here the byte tokenizer alone; another kind registers a function with `register_tokenizer` and keeps the same interface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Callable, Protocol, Sequence
+
+import numpy as np
+
+from mtp_jax.config import DataConfig, check_choice
+
+
+class Tokenizer(Protocol):
+    """What data, decoding and evaluation need of a tokenizer.
+
+    Attributes:
+      vocab_size: number of ids in use; every id is below it.
+      bos_id: begins each document.
+      eos_id: ends each document.
+      pad_id: fills rows; in no target.
+      hash: hex digest of everything that decides `encode`, the same on every machine.
+    """
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    hash: str
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the ids [tokens] of a text (bytes are taken as UTF-8), without BOS and EOS."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of ids, special ones dropped."""
+        ...
+
+
+TOKENIZERS: dict[str, Callable[[DataConfig], Tokenizer]] = {}
+
+
+def register_tokenizer(name: str) -> Callable[[Callable[[DataConfig], Tokenizer]], Callable[[DataConfig], Tokenizer]]:
+    """Makes a function from the `DataConfig` to a tokenizer available as `config.data.tokenizer=name`."""
+    def register(build):
+        TOKENIZERS[name] = build
+        return build
+
+    return register
+
+
+def build_tokenizer(config: DataConfig) -> Tokenizer:
+    """Returns the tokenizer that `config.tokenizer` names.
+
+    Raises:
+      ValueError: it is unknown; the nearest known one is named.
+    """
+    check_choice("data.tokenizer", config.tokenizer, TOKENIZERS)
+    return TOKENIZERS[config.tokenizer](config)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0-255, then BOS 256, EOS 257, PAD 258."""
+
+    vocab_size = 259
+    bos_id = 256
+    eos_id = 257
+    pad_id = 258
+    hash = hashlib.sha256(b"mtp_jax byte tokenizer: 0-255 bytes, 256 BOS, 257 EOS, 258 PAD").hexdigest()
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the ids [bytes] (uint16) of a text, without BOS and EOS."""
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        return np.frombuffer(data, np.uint8).astype(np.uint16)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of ids [tokens]; ids that are no bytes are dropped, broken UTF-8 becomes U+FFFD."""
+        array = np.asarray(ids, np.int64).reshape(-1)
+        return array[(array >= 0) & (array < 256)].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+@register_tokenizer("bytes")
+def byte_tokenizer(config: DataConfig) -> ByteTokenizer:
+    """Bytes: no vocabulary to train, none to lose."""
+    del config
+    return ByteTokenizer()

@@ -1,0 +1,271 @@
+"""What a run writes of its numbers: metrics.jsonl and TensorBoard events, cut back when a run resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+METRICS_FILE = "metrics.jsonl"
+REMOTE_SECONDS = 60.0  # at most this often is a file in a bucket written anew, unless `flush` asks for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The numbers of one step and split. Entries of a head that is inactive (weight 0) are None."""
+
+    step: int  # optimizer steps done
+    split: str  # "train" or "validation"
+    loss: float  # the objective, over all heads
+    head_loss: Sequence[float | None]  # [N] nats per token
+    head_accuracy: Sequence[float | None]  # [N] share of targets that are the head's most likely token
+    tokens_per_second: float | None = None  # of the whole run, over all devices
+    mfu: float | None = None  # share of the devices' peak; None: peak unknown
+    learning_rate: float | None = None
+    grad_norm: float | None = None  # before clipping
+    head_agreement: Sequence[float | None] | None = None  # [N] share agreeing with head 1's own prediction
+    expected_accepted_length: float | None = None  # tokens a self-speculative step would emit
+    validation_bits_per_byte: Sequence[float | None] | None = None  # [N] where tokens are bytes
+
+
+_OPTIONAL = ("head_agreement", "expected_accepted_length", "validation_bits_per_byte")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Returns the object of a line of metrics.jsonl; what is not finite becomes None, for JSON has no NaN."""
+    values = {"step": int(record.step), "split": record.split}
+    for field in dataclasses.fields(record)[2:]:
+        value = getattr(record, field.name)
+        if value is not None or field.name not in _OPTIONAL:
+            values[field.name] = _finite(value)
+    return values
+
+
+def _finite(value: Any) -> Any:
+    """Returns a float or a list of them, with None for what is None or not finite."""
+    if value is None or isinstance(value, float):
+        return value if value is not None and math.isfinite(value) else None
+    if getattr(value, "ndim", 0) or isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return _finite(float(value))
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Tells whether `path` lies in a bucket (gs://, s3://), where a file can be replaced but not appended to."""
+    return "://" in os.fspath(path)
+
+
+def cut_back(path: epath.PathLike, *, step: int) -> int:
+    """Removes from a metrics.jsonl the lines after `step`, and lines that a kill or a full disk left unreadable.
+
+    A run that starts from nothing (`step` 0) keeps no line.
+
+    Args:
+      path: the file; may be missing.
+      step: the step that was restored.
+
+    Returns:
+      The number of lines removed.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for number, line in enumerate(lines, 1) if step > 0 and _belongs(line, number, step, path)]
+    if len(kept) < len(lines):
+        _replace(path, "".join(kept))
+    return len(lines) - len(kept)
+
+
+def _belongs(line: str, number: int, step: int, path: epath.Path) -> bool:
+    """Tells whether a line is whole and not after `step`; warns of a damaged one."""
+    try:
+        values = json.loads(line)
+        whole = line.endswith("\n") and isinstance(values["step"], int)
+    except (ValueError, TypeError, KeyError):  # TypeError: JSON, but not an object
+        whole = False
+    if not whole:
+        logging.warning("%s: line %d was cut off while it was written; it is removed.", path, number)
+        return False
+    return values["step"] <= step
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    if is_remote(path):
+        path.write_text(text)  # an object appears when its upload is complete
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class RunLog:
+    """Writes a run's records to metrics.jsonl and to TensorBoard. Only process 0 writes; elsewhere calls do nothing.
+
+    On a local disk every record is appended by one write, so that a kill loses none that was written. A bucket cannot
+    append: there the file is held in memory and written anew, at most once in `REMOTE_SECONDS`, and events go to a
+    temporary folder and are copied. So call `flush` before a checkpoint commits, and write the records of step s
+    before the checkpoint of step s: the lines up to a restored step are then always there.
+
+    Example:
+      with RunLog(workdir, step=restored_step) as log:
+        log.write(Record(step=10, split="train", loss=1.5, head_loss=[1.5], head_accuracy=[0.4]))
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, step: int, tensorboard: bool = True):
+        """Cuts what the workdir holds back to `step` and opens it for writing.
+
+        Args:
+          workdir: folder of the run; made if missing.
+          step: the step that was restored; 0 for a new run.
+          tensorboard: write events.out.tfevents.* beside metrics.jsonl.
+        """
+        self._active = jax.process_index() == 0
+        self._closed = False
+        self._events: _Events | None = None
+        self._descriptor: int | None = None
+        if not self._active:
+            return
+        self._workdir = epath.Path(workdir)
+        self._remote = is_remote(self._workdir)
+        self._path = self._workdir / METRICS_FILE
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        removed = cut_back(self._path, step=step)
+        if removed:
+            logging.info("%s: %d lines after step %d removed.", self._path, removed, step)
+        self._text = self._path.read_text() if self._remote and self._path.exists() else ""
+        self._saved = time.monotonic()
+        if not self._remote:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if tensorboard:
+            self._events = _Events(self._workdir, step=step)
+
+    def write(self, record: Record) -> None:
+        """Adds a record.
+
+        Raises:
+          OSError: the disk is full or the file cannot be written; names the file.
+          ValueError: the log is closed.
+        """
+        if self._closed:
+            raise ValueError(f"step {record.step}: the run's log is closed; write before `close`.")
+        if not self._active:
+            return
+        values = to_json(record)
+        line = json.dumps(values, allow_nan=False) + "\n"
+        if self._descriptor is not None:
+            self._append(line.encode())
+        else:
+            self._text += line
+        if self._events is not None:
+            self._events.write(values)
+        if self._remote and time.monotonic() - self._saved > REMOTE_SECONDS:
+            self.flush()
+
+    def _append(self, line: bytes) -> None:
+        """Appends a line to a local file; a part that a full disk refused is taken back."""
+        end = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the first error is the one to tell; `cut_back` drops a torn line
+                os.ftruncate(self._descriptor, end)
+            raise OSError(error.errno, f"{error.strerror}: the run's metrics cannot be written; free some space, or "
+                          "choose another workdir", os.fspath(self._path)) from error
+
+    def flush(self) -> None:
+        """Brings every record written so far to the disk or the bucket."""
+        if not self._active:
+            return
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+        elif self._text:
+            _replace(self._path, self._text)
+        if self._events is not None:
+            self._events.flush()
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes; further records are refused."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def scalars(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the TensorBoard tags and values of a line, such as ("train/head_loss/1", 1.5); None is left out."""
+    split, found = values["split"], []
+    for name, value in values.items():
+        if isinstance(value, list):
+            found += [(f"{split}/{name}/{head}", v) for head, v in enumerate(value, 1) if v is not None]
+        elif isinstance(value, float):
+            found.append((f"{split}/{name}", value))
+    return found
+
+
+class _Events:
+    """A TensorBoard event file, written in the caller's thread.
+
+    tensorboardX's SummaryWriter hands events to a thread: its flush does not wait for them, and when a full disk ends
+    the thread, the next records block for ever. So only its file writer is used.
+    """
+
+    def __init__(self, workdir: epath.Path, *, step: int):
+        from tensorboardX import event_file_writer  # costs 0.3 s, and is optional by config
+        from tensorboardX.proto import event_pb2
+
+        self._workdir = workdir
+        self._temporary = tempfile.TemporaryDirectory(prefix="events_") if is_remote(workdir) else None
+        folder = self._temporary.name if self._temporary else os.fspath(workdir)
+        # The process number keeps apart two sessions that start within a second, which share the rest of the name.
+        self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}.{step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # This is SummaryWriter's purge_step: older events from here on are hidden.
+        self._file.write_event(event_pb2.Event(step=step + 1 if step else 0, wall_time=time.time(), session_log=start))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Adds the scalars of a line of metrics.jsonl."""
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        for tag, value in scalars(values):
+            self._file.write_event(event_pb2.Event(step=values["step"], wall_time=time.time(),
+                                                   summary=scalar(tag, value)))
+
+    def flush(self) -> None:
+        """Writes what is buffered; for a bucket, copies the file there."""
+        self._file.flush()
+        if self._temporary is not None:
+            for file in pathlib.Path(self._temporary.name).iterdir():
+                epath.Path(file).copy(self._workdir / file.name, overwrite=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()

@@ -1,0 +1,118 @@
+"""What a head kind has to say of itself."""
+
+from __future__ import annotations
+
+import abc
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtp_jax.config import check_choice, ModelConfig
+from mtp_jax.model.layers import RowContext
+from mtp_jax.model.stacks import Execution
+
+Norm = Callable[[jax.Array], jax.Array]
+
+HEAD_KINDS: dict[str, HeadKind] = {}
+
+
+class HeadKind(abc.ABC):
+    """The wiring of N heads.
+
+    Attributes:
+      layers_per_head: transformer layers that a head has of its own; they are taken out of the trunk, so that
+        `num_layers` counts both and the number of parameters does not depend on N.
+      abreast: whether heads may be computed side by side.
+    """
+
+    layers_per_head: int = 1
+    abreast: bool = True
+
+    @abc.abstractmethod
+    def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the parameters of all heads, each with a leading axis `pred_heads` of length N."""
+
+    @abc.abstractmethod
+    def __call__(self, heads: nnx.Module, norm: Norm, z_BxLxD: jax.Array, context: RowContext, *,
+                 active_N: jax.Array, gates_N: jax.Array | None, execution: Execution) -> jax.Array:
+        """Runs the heads.
+
+        Args:
+          heads: what `parameters` made.
+          norm: the model's final norm.
+          z_BxLxD: output of the trunk.
+          context: of the rows.
+          active_N: bool, False where the head need not be computed; its output is then not read.
+          gates_N: factor, 0 or 1, on the gradient that head k sends through its input; None: all 1.
+          execution: how to run stacks.
+
+        Returns:
+          h_NxBxLxD, ready for the unembedding. Row k - 1 predicts the token k places ahead and depends on no token
+          after its own position.
+        """
+
+    def active(self, weights_N: jax.Array) -> jax.Array:
+        """Returns which heads have to be computed, [N] bool, for these loss weights."""
+        return weights_N > 0
+
+    def detached_gates(self, num_heads: int) -> jax.Array:
+        """Returns the factors on the gradient through each head's input, [N], with which heads 2..N send none into the
+        trunk and head 1."""
+        return jnp.where(jnp.arange(num_heads) > 0, 0.0, 1.0)
+
+    def matmul_flops(self, config: ModelConfig, layer_flops: float) -> float:
+        """Returns the forward matmul FLOPs of one head for one token, without the unembedding.
+
+        Args:
+          config: the model's.
+          layer_flops: those of one transformer layer.
+        """
+        del config
+        return self.layers_per_head * layer_flops
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError where the kind does not fit the config."""
+        taken = self.layers_per_head * config.num_heads
+        if config.num_layers < taken or (config.num_layers == taken and config.num_heads > 1):
+            raise ValueError(
+                f"model.num_heads={config.num_heads} is too large for model.num_layers={config.num_layers}: a "
+                f"{config.head_kind!r} head takes {self.layers_per_head} of them and the trunk needs one; raise "
+                "model.num_layers or lower model.num_heads.")
+
+
+def register_head_kind(name: str) -> Callable[[type[HeadKind]], type[HeadKind]]:
+    """Registers a head kind under `name`; a decorator.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    def register(cls: type[HeadKind]) -> type[HeadKind]:
+        if name in HEAD_KINDS:
+            raise ValueError(f"head kind {name!r} is registered twice.")
+        HEAD_KINDS[name] = cls()
+        return cls
+
+    return register
+
+
+def get_head_kind(name: str) -> HeadKind:
+    """Returns the head kind of that name.
+
+    Raises:
+      ValueError: unknown; the nearest name is suggested.
+    """
+    check_choice("model.head_kind", name, HEAD_KINDS)
+    return HEAD_KINDS[name]
+
+
+def scale_gradient(x: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Returns `x`; its gradient is multiplied by the scalar `gate`, 0 or 1, or left alone where it is None.
+
+    Arithmetic instead of a custom_vjp, which vmap would take to be independent of the gate.
+    """
+    if gate is None:
+        return x
+    gate = gate.astype(x.dtype)
+    return x * gate + jax.lax.stop_gradient(x * (1 - gate))

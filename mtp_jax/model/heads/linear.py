@@ -1,0 +1,60 @@
+"""Linear heads: one D x D map each (Gloeckle et al. 2024, appendix B)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtp_jax.config import ModelConfig
+from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
+from mtp_jax.model.layers import parameter
+from mtp_jax.model.stacks import map_heads, split_module
+
+
+class LinearMaps(nnx.Module):
+    """N matrices from D to D."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        D = config.d_model
+        self.kernel = parameter(rngs, config, (("pred_heads", config.num_heads),), (D, D), ("embed", "embed_out"),
+                                D ** -0.5)
+        self.dtype = config.dtype
+
+    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+        return jnp.einsum("bld,de->ble", x_BxLxD, self.kernel[...].astype(self.dtype))
+
+
+@register_head_kind("linear")
+class LinearHeads(HeadKind):
+    """h_k = map_k norm(z), on the whole trunk.
+
+    The final norm comes first, so that a head is one linear map from there to the logits and head 1 folds into an
+    exported unembedding.
+    """
+
+    layers_per_head = 0
+
+    def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return LinearMaps(config, rngs)
+
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+        del context
+        build, stacked = split_module(heads)
+        x_BxLxD = norm(z_BxLxD)
+
+        def run(leaves, gate, x_BxLxD):
+            return build(leaves)(scale_gradient(x_BxLxD, gate))
+
+        def head(inputs):
+            leaves, active, gate = inputs
+            if not execution.skip_idle_heads:
+                return run(leaves, gate, x_BxLxD)
+            return jax.lax.cond(active, run, lambda leaves, gate, x_BxLxD: jnp.zeros_like(x_BxLxD),
+                                leaves, gate, x_BxLxD)
+
+        return map_heads(head, (stacked, active_N, gates_N), execution)
+
+    def matmul_flops(self, config: ModelConfig, layer_flops: float) -> float:
+        del layer_flops
+        return 2.0 * config.d_model**2

@@ -1,0 +1,37 @@
+"""Parallel heads: each is one transformer layer on the trunk's output (Gloeckle et al. 2024, section 2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtp_jax.config import ModelConfig
+from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
+from mtp_jax.model.layers import Block
+from mtp_jax.model.stacks import checkpoint, map_heads, split_module
+
+
+@register_head_kind("parallel")
+class ParallelHeads(HeadKind):
+    """h_k = norm(layer_k(z)): no head sees another."""
+
+    def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        return Block(config, rngs, (("pred_heads", config.num_heads),))
+
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+        build, stacked = split_module(heads)
+
+        def run(leaves, gate, z_BxLxD):
+            return norm(build(leaves)(scale_gradient(z_BxLxD, gate), context))
+
+        run = checkpoint(run, execution.remat)
+
+        def head(inputs):
+            leaves, active, gate = inputs
+            if not execution.skip_idle_heads:
+                return run(leaves, gate, z_BxLxD)
+            return jax.lax.cond(active, run, lambda leaves, gate, z_BxLxD: jnp.zeros_like(z_BxLxD),
+                                leaves, gate, z_BxLxD)
+
+        return map_heads(head, (stacked, active_N, gates_N), execution)

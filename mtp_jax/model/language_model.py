@@ -1,0 +1,170 @@
+"""The multi-token language model: embedding, trunk, N heads, final norm, unembedding."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtp_jax.config import ModelConfig
+from mtp_jax.model.heads import get_head_kind
+from mtp_jax.model.layers import Block, RMSNorm, RowContext, parameter, row_context
+from mtp_jax.model.stacks import Execution, checkpoint, scan, split_module
+from mtp_jax.parallel import constrain
+
+Params = dict[str, Any]
+
+
+def num_trunk_layers(config: ModelConfig) -> int:
+    """Returns the number of layers that all heads share."""
+    kind = get_head_kind(config.head_kind)
+    return config.num_layers - kind.layers_per_head * config.num_heads + config.extra_trunk_layers
+
+
+class Embedding(nnx.Module):
+    """Token vectors, [V, D]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.embedding = parameter(rngs, config, (), (config.padded_vocab_size, config.d_model), ("vocab", "embed"),
+                                   config.init_std)
+        self.dtype = config.dtype
+
+    def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+        return self.embedding[...].astype(self.dtype)[tokens_BxL]
+
+
+class Unembedding(nnx.Module):
+    """Logit vectors, [V, D] or, replicated, [N, V, D]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        stack = (("pred_heads", config.num_heads),) if config.unembedding == "replicated" else ()
+        self.kernel = parameter(rngs, config, stack, (config.padded_vocab_size, config.d_model), ("vocab", "embed"),
+                                config.init_std)
+
+
+class MultiTokenLM(nnx.Module):
+    """A shared trunk and N heads; head k predicts, at position i, the token at i + k.
+
+    With one head of a kind that has a layer of its own, this is a plain transformer of `num_layers` layers: the head is
+    the last of them.
+
+    Args:
+      config: the model's shape; `vocab_size` must be resolved.
+      rngs: source of the random initial parameters.
+
+    Raises:
+      ValueError: the head kind is unknown or does not fit the config.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        kind = get_head_kind(config.head_kind)
+        kind.check(config)
+        self.config = config
+        self.embedding = Embedding(config, rngs)
+        if num_trunk_layers(config):
+            self.trunk = Block(config, rngs, (("layers", num_trunk_layers(config)),))
+        self.heads = kind.parameters(config, rngs)
+        self.final_norm = RMSNorm(config, rngs)
+        if not config.tie_embedding:
+            self.unembedding = Unembedding(config, rngs)
+
+    def unembedding_matrix(self) -> jax.Array:
+        """Returns the logit vectors in the parameters' dtype: [V, D] or, replicated, [N, V, D]."""
+        return (self.embedding.embedding if self.config.tie_embedding else self.unembedding.kernel)[...]
+
+    def run_trunk(self, tokens_BxL: jax.Array, context: RowContext, execution: Execution) -> jax.Array:
+        """Returns z_BxLxD, the trunk's output before any head or norm."""
+        h_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "length", None)
+        if not num_trunk_layers(self.config):
+            return h_BxLxD
+        build, stacked = split_module(self.trunk)
+        layer = checkpoint(lambda leaves, h_BxLxD: build(leaves)(h_BxLxD, context), execution.remat)
+        h_BxLxD, _ = scan(lambda h_BxLxD, leaves: (layer(leaves, h_BxLxD), None), h_BxLxD, stacked, execution.unroll)
+        return h_BxLxD
+
+    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, positions_BxL: jax.Array, *,
+                 weights_N: jax.Array | None = None, detach_trunk: bool = False,
+                 execution: Execution = Execution()) -> jax.Array:
+        """Runs trunk and heads.
+
+        Args:
+          tokens_BxL: token ids, int32.
+          segments_BxL: document number in the row, from 1; 0 is padding.
+          positions_BxL: position in the document, from 0.
+          weights_N: loss weights; heads that none needs are skipped where `execution.skip_idle_heads`. None: all 1.
+          detach_trunk: heads 2..N send no gradient into the trunk and head 1.
+          execution: how to run stacks.
+
+        Returns:
+          h_NxBxLxD after the final norm, to be multiplied by `unembedding_matrix`.
+        """
+        kind = get_head_kind(self.config.head_kind)
+        N = self.config.num_heads
+        context = row_context(self.config, segments_BxL, positions_BxL, execution.kernel)
+        z_BxLxD = self.run_trunk(tokens_BxL, context, execution)
+        active_N = kind.active(jnp.ones(N) if weights_N is None else weights_N)
+        h_NxBxLxD = kind(self.heads, self.final_norm, z_BxLxD, context, active_N=active_N,
+                         gates_N=kind.detached_gates(N) if detach_trunk else None, execution=execution)
+        return constrain(h_NxBxLxD, "pred_heads", "batch", "length", None)
+
+    def logits(self, h_NxBxLxD: jax.Array) -> jax.Array:
+        """Returns the logits of all heads, [N, B, L, V] in fp32; ids past `vocab_size` have -inf.
+
+        For looking at a few positions: training never forms this array.
+        """
+        matrix = self.unembedding_matrix().astype(h_NxBxLxD.dtype)
+        equation = "nbld,nvd->nblv" if matrix.ndim == 3 else "nbld,vd->nblv"
+        wide = jnp.promote_types(jnp.float32, h_NxBxLxD.dtype)
+        logits = jnp.einsum(equation, h_NxBxLxD, matrix, preferred_element_type=wide)
+        real_V = jnp.arange(self.config.padded_vocab_size) < (self.config.vocab_size or 0)
+        return jnp.where(real_V.reshape(1, 1, 1, -1), logits, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model without values: what init, sharding, checkpoints and converters need to know.
+
+    Attributes:
+      config: the model's shape.
+      graph: NNX's static half of the model.
+      shapes: nested dict of jax.ShapeDtypeStruct, one a parameter.
+      axes: the same nesting, with the logical axes of each parameter.
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    shapes: Params
+    axes: Params
+
+    @classmethod
+    def create(cls, config: ModelConfig) -> ModelSpec:
+        """Works out the parameters of a config without making any.
+
+        Raises:
+          ValueError: as `MultiTokenLM`.
+        """
+        graph, state = nnx.split(nnx.eval_shape(lambda: MultiTokenLM(config, nnx.Rngs(0))))
+        axes: Params = {}
+        for path, variable in nnx.to_flat_state(state):
+            node = axes
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = variable.get_metadata()["logical_axes"]
+        return cls(config, graph, nnx.to_pure_dict(state), axes)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns random initial parameters; pure, to be jitted with the shardings of the result."""
+        return nnx.to_pure_dict(nnx.state(MultiTokenLM(self.config, nnx.Rngs(key))))
+
+    def bind(self, params: Params) -> MultiTokenLM:
+        """Returns the model with these parameters."""
+        return nnx.merge(self.graph, params)
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, padding of the vocabulary included."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes))

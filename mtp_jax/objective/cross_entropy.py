@@ -1,0 +1,225 @@
+"""Cross-entropy of all heads without the array of all logits.
+
+N heads times V logits is what makes multi-token training run out of memory (Gloeckle et al. 2024, section 2). Here the
+logits exist for one head and one chunk of positions at a time; their gradient is formed on the spot, so that they are
+computed once a step and kept never.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.model.stacks import Execution, fold_heads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadSums:
+    """Sums over the positions that count, one entry a head; divide loss and correct by count for means.
+
+    Attributes:
+      loss_N: negative log-likelihood, nats.
+      count_N: positions that count.
+      correct_N: positions whose target has the largest logit.
+    """
+
+    loss_N: jax.Array
+    count_N: jax.Array
+    correct_N: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What is fixed at trace time."""
+
+    vocab_size: int
+    chunks: int
+    execution: Execution
+    gradient: bool = False
+    predictions: bool = False
+
+
+def num_chunks(rows: int, length: int, vocab_size: int, logits_bytes: int) -> int:
+    """Returns how many chunks keep one block of fp32 logits within `logits_bytes`.
+
+    Args:
+      rows: B on one device.
+      length: L.
+      vocab_size: V on one device.
+      logits_bytes: the bound, bytes.
+    """
+    return max(1, min(length, math.ceil(rows * length * vocab_size * 4 / logits_bytes)))
+
+
+def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
+                      scale_N: jax.Array, *, vocab_size: int, chunks: int = 1,
+                      execution: Execution = Execution()) -> tuple[jax.Array, HeadSums]:
+    """Returns the weighted loss over all heads, differentiable in the states and the unembedding.
+
+    loss = sum_k scale_k sum_i mask_ki (logsumexp(logits_ki) - logits_ki[target_ki])
+
+    The gradient of a chunk is formed where its logits are, already times scale_k: were the weights applied outside,
+    each head would need a gradient of the unembedding of its own. Without differentiation no gradient is formed.
+    Softmax and sums are in fp32 (fp64 for fp64 states), matmuls in the states' dtype.
+
+    Args:
+      h_NxBxLxD: states of the heads after the final norm.
+      unembedding: logit vectors, [V, D] for all heads or [N, V, D] one a head.
+      targets_NxBxL: token ids, int32.
+      mask_NxBxL: which positions count.
+      scale_N: factor of each head's sum: its weight over its number of positions that count in the whole global
+        batch. A head of factor 0 is skipped where `execution.skip_idle_heads`. Gets no gradient.
+      vocab_size: ids from here on are padding of the vocabulary; their logits are -inf.
+      chunks: parts that L is cut into, strided, so that a sharded L needs no collective.
+      execution: how heads are run.
+
+    Returns:
+      The loss, a scalar, and the sums a head, which carry no gradient.
+    """
+    static = _Static(vocab_size, chunks, execution)
+    return _fused(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N)
+
+
+def mtp_evaluate(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
+                 active_N: jax.Array, *, vocab_size: int, chunks: int = 1,
+                 execution: Execution = Execution()) -> tuple[HeadSums, jax.Array]:
+    """Returns the sums a head and what each head would have said, without forming a gradient.
+
+    Args:
+      active_N: heads with False are skipped where `execution.skip_idle_heads`.
+      (others): as for `mtp_cross_entropy`.
+
+    Returns:
+      The sums, and predictions_NxBxL, the id of the largest logit, int32.
+    """
+    static = _Static(vocab_size, chunks, execution, predictions=True)
+    _, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, active_N.astype(jnp.float32))
+    return outputs["sums"], outputs["predictions"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N):
+    loss, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N)
+    return loss, outputs["sums"]
+
+
+def _fused_forward(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N):
+    static = dataclasses.replace(static, gradient=True)
+    loss, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N)
+    return (loss, outputs["sums"]), (outputs["h_gradient"], outputs["unembedding_gradient"])
+
+
+def _fused_backward(static, residuals, cotangents):
+    del static
+    g, _ = cotangents
+    h_gradient, unembedding_gradient = residuals
+    return (h_gradient * g.astype(h_gradient.dtype), unembedding_gradient * g.astype(unembedding_gradient.dtype),
+            None, None, None)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N) -> tuple[jax.Array, dict]:
+    """Runs every head; the one loop behind loss, gradient and evaluation."""
+    wide = jnp.promote_types(jnp.float32, h_NxBxLxD.dtype)
+    replicated = unembedding.ndim == 3
+    shared = None if replicated else unembedding.astype(h_NxBxLxD.dtype)
+    carry: dict[str, Any] = {"loss": jnp.zeros((), wide)}
+    if static.gradient and not replicated:
+        carry["unembedding"] = jnp.zeros(unembedding.shape, wide)
+
+    def head(carry, inputs):
+        matrix = inputs["unembedding"].astype(h_NxBxLxD.dtype) if replicated else shared
+
+        def compute():
+            outputs = _one_head(static, wide, inputs["h"], matrix, inputs["targets"], inputs["mask"], inputs["scale"])
+            loss = outputs["sums"].loss_N * inputs["scale"].astype(wide)
+            return loss, outputs
+
+        if static.execution.skip_idle_heads:
+            shapes = jax.eval_shape(compute)
+            loss, outputs = jax.lax.cond(inputs["scale"] > 0, compute,
+                                         lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+        else:
+            loss, outputs = compute()
+        carry = {**carry, "loss": carry["loss"] + loss}
+        if "unembedding" in carry:
+            carry["unembedding"] = carry["unembedding"] + outputs.pop("unembedding_gradient")
+        return carry, outputs
+
+    inputs = {"h": h_NxBxLxD, "targets": targets_NxBxL, "mask": mask_NxBxL, "scale": scale_N}
+    if replicated:
+        inputs["unembedding"] = unembedding
+    carry, outputs = fold_heads(head, carry, inputs, static.execution)
+    if static.gradient:
+        gradient = outputs["unembedding_gradient"] if replicated else carry["unembedding"]
+        outputs["unembedding_gradient"] = gradient.astype(unembedding.dtype)
+    return carry["loss"], outputs
+
+
+def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL, scale) -> dict[str, Any]:
+    """Runs one head, chunk by chunk; `HeadSums` here holds scalars."""
+    B, L, D = h_BxLxD.shape
+    C = static.chunks
+    short = -L % C
+    if short:
+        h_BxLxD = jnp.pad(h_BxLxD, ((0, 0), (0, short), (0, 0)))
+        targets_BxL, mask_BxL = (jnp.pad(x, ((0, 0), (0, short))) for x in (targets_BxL, mask_BxL))
+    # Chunk c holds positions c, c + C, c + 2 C, ...: each part of a sharded L keeps its own positions.
+    def cut(x):
+        return jnp.moveaxis(x.reshape(B, -1, C, *x.shape[2:]), 2, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 2).reshape(B, -1, *x.shape[3:])[:, :L]
+
+    zero = jnp.zeros((), wide)
+    totals: dict[str, Any] = {"sums": HeadSums(zero, zero, zero)}
+    if static.gradient:
+        totals["unembedding_gradient"] = jnp.zeros(matrix_VxD.shape, wide)
+
+    def chunk(totals, inputs):
+        added, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
+        return jax.tree.map(jnp.add, totals, added), outputs
+
+    if C == 1:
+        totals, outputs = _one_chunk(static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD, scale)
+    else:
+        totals, outputs = jax.lax.scan(chunk, totals, (cut(h_BxLxD), cut(targets_BxL), cut(mask_BxL)))
+        outputs = jax.tree.map(join, outputs)
+    return {**totals, **outputs}
+
+
+def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD, scale) -> tuple[dict, dict]:
+    """Returns what is added up over chunks and what is laid side by side; the only place where logits exist."""
+    V = matrix_VxD.shape[0]
+    logits_BxLxV = jnp.einsum("bld,vd->blv", h_BxLxD, matrix_VxD, preferred_element_type=wide)
+    ids_V = jnp.arange(V, dtype=jnp.int32).reshape(1, 1, V)
+    if static.vocab_size < V:
+        logits_BxLxV = jnp.where(ids_V < static.vocab_size, logits_BxLxV, -jnp.inf)
+    hit_BxLxV = ids_V == targets_BxL[:, :, None]
+    weight_BxL = mask_BxL.astype(wide)
+    largest_BxL = jnp.max(logits_BxLxV, axis=-1)
+    exp_BxLxV = jnp.exp(logits_BxLxV - largest_BxL[:, :, None])
+    total_BxL = jnp.sum(exp_BxLxV, axis=-1)
+    target_BxL = jnp.sum(jnp.where(hit_BxLxV, logits_BxLxV, 0), axis=-1)
+    loss_BxL = jnp.where(mask_BxL, largest_BxL + jnp.log(total_BxL) - target_BxL, 0)
+    correct_BxL = mask_BxL & (target_BxL >= largest_BxL)
+    added: dict[str, Any] = {"sums": HeadSums(jnp.sum(loss_BxL), jnp.sum(weight_BxL),
+                                              jnp.sum(correct_BxL.astype(wide)))}
+    outputs: dict[str, Any] = {}
+    if static.predictions:
+        outputs["predictions"] = jnp.argmax(logits_BxLxV, axis=-1).astype(jnp.int32)
+    if static.gradient:
+        factor_BxL = weight_BxL * scale.astype(wide)
+        gradient_BxLxV = (exp_BxLxV * (factor_BxL / total_BxL)[:, :, None]
+                          - jnp.where(hit_BxLxV, factor_BxL[:, :, None], 0)).astype(h_BxLxD.dtype)
+        outputs["h_gradient"] = jnp.einsum("blv,vd->bld", gradient_BxLxV, matrix_VxD)
+        added["unembedding_gradient"] = jnp.einsum("blv,bld->vd", gradient_BxLxV, h_BxLxD, preferred_element_type=wide)
+    return added, outputs

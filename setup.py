@@ -1,4 +1,4 @@
-"""Packaging of mtp_jax. Settings of the tools (ruff, mypy, pytest) are in pyproject.toml, tested versions in constraints.txt."""
+"""Packaging of mtp_jax. Settings of ruff, mypy and pytest are in pyproject.toml, tested versions in constraints.txt."""
 
 import pathlib
 import re

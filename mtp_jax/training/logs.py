@@ -166,7 +166,7 @@ class RunLog:
         values = to_json(record)
         line = json.dumps(values, allow_nan=False) + "\n"
         if self._descriptor is not None:
-            self._append(line.encode())
+            self._append(self._descriptor, line.encode())
         else:
             self._text += line
         if self._events is not None:
@@ -174,16 +174,16 @@ class RunLog:
         if self._remote and time.monotonic() - self._saved > REMOTE_SECONDS:
             self.flush()
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, descriptor: int, line: bytes) -> None:
         """Appends a line to a local file; a part that a full disk refused is taken back."""
-        end = os.fstat(self._descriptor).st_size
+        end = os.fstat(descriptor).st_size
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(descriptor, line)
             while written < len(line):
-                written += os.write(self._descriptor, line[written:])
+                written += os.write(descriptor, line[written:])
         except OSError as error:
             with contextlib.suppress(OSError):  # the first error is the one to tell; `cut_back` drops a torn line
-                os.ftruncate(self._descriptor, end)
+                os.ftruncate(descriptor, end)
             raise OSError(error.errno, f"{error.strerror}: the run's metrics cannot be written; free some space, or "
                           "choose another workdir", os.fspath(self._path)) from error
 

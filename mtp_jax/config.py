@@ -10,29 +10,37 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
-from typing import Any, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
-def nearest(word: str, candidates) -> str:
+def nearest(word: str, candidates: Iterable[str]) -> str:
     """Returns ` Did you mean "x"?` for the candidate closest to `word`, or an empty string."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f' Did you mean "{found[0]}"?' if found else ""
 
 
-def check_choice(field: str, value: str, choices) -> None:
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{field}={value!r} is not one of {sorted(choices)}.{nearest(str(value), choices)}")
 
 
-def check_positive(section: str, config, *names: str, minimum=1) -> None:
-    """Raises ValueError where a field of `config` is below `minimum`."""
+def check_positive(section: str, config: Any, *names: str, minimum: float = 1) -> None:
+    """Raises ValueError where a field of `config` is below `minimum`, or not finite."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{section}.{name}={value} must be at least {minimum}.")
+        if value is not None and not minimum <= value < math.inf:
+            raise ValueError(f"{section}.{name}={value} must be at least {minimum}, and finite.")
+
+
+def check_seed(section: str, config: Any) -> None:
+    """Raises ValueError where the seed of `config` is not one that every random generator takes."""
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"{section}.seed={config.seed} must lie in [0, 2**32).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class ModelConfig:
     d_ff: int | None = None  # F, inner width of the SwiGLU; None: 8/3 d_model rounded up to d_ff_multiple
     d_ff_multiple: int = 128  # rounding of a derived d_ff; 128 is a TPU lane count
     head_kind: str = "parallel"  # wiring of the heads; see mtp_jax/model/heads
-    unembedding: str = "shared"  # "shared": one matrix for all heads; "replicated": one a head (the paper's byte models)
+    unembedding: str = "shared"  # "shared": one matrix for all heads; "replicated": one a head (the paper's bytes)
     tie_embedding: bool = False  # use the embedding as unembedding (needs "shared"); the paper does not tie
     vocab_size: int | None = None  # token ids in use; None: the tokenizer's
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, so that it can be sharded
@@ -139,8 +147,8 @@ class ObjectiveConfig:
         if self.head_weights and len(self.head_weights) != num_heads:
             raise ValueError(f"objective.head_weights={self.head_weights} has {len(self.head_weights)} entries for "
                              f"model.num_heads={num_heads}: give one a head, or none.")
-        if any(w < 0 for w in self.head_weights) or (self.head_weights and not any(self.head_weights)):
-            raise ValueError(f"objective.head_weights={self.head_weights} must be >= 0 with one above 0.")
+        if self.head_weights and not (all(0 <= w < math.inf for w in self.head_weights) and any(self.head_weights)):
+            raise ValueError(f"objective.head_weights={self.head_weights} must be >= 0 and finite, with one above 0.")
         check_positive("objective", self, "further_weight_initial", "further_weight_final", minimum=0.0)
         check_positive("objective", self, "schedule_steps")
         if not 0 <= self.switch_fraction <= 1:
@@ -164,6 +172,7 @@ class DataConfig:
     def validate(self, num_heads: int) -> None:
         check_positive("data", self, "batch_size", "seq_len", "validation_batches")
         check_positive("data", self, "num_workers", minimum=0)
+        check_seed("data", self)
         if self.seq_len <= num_heads:
             raise ValueError(f"data.seq_len={self.seq_len} leaves head {num_heads} no target, for a row holds its own "
                              f"targets: choose data.seq_len > model.num_heads={num_heads}.")
@@ -211,6 +220,7 @@ class TrainConfig:
 
     def validate(self) -> None:
         check_positive("train", self, "num_steps", "checkpoint_every", "validate_every")
+        check_seed("train", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +329,7 @@ class Config:
                              f"{self.compute.microbatches}: every microbatch has the same number of rows.")
 
 
-# Dotted names that may differ between a workdir's config.json and the run that goes on from it. All others are identity.
+# Dotted names that may differ between a workdir's config.json and the run that goes on. All others are identity.
 FREE_ON_RESUME = ("compute", "checkpoint", "init_from", "parallel", "logging", "train.num_steps",
                   "train.checkpoint_every", "train.validate_every", "data.num_workers", "data.validation_batches")
 
@@ -368,7 +378,9 @@ def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
     for section, fields in values.items():
         if section not in sections:
             raise ValueError(f"config.{section} is unknown.{nearest(section, sections)}")
-        cls = type(sections[section].default)
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"config.{section}={fields!r} must hold fields, such as {{...}}.")
+        cls: Any = type(sections[section].default)
         hints = typing.get_type_hints(cls)
         arguments = {}
         for name, value in fields.items():

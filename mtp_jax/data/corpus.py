@@ -106,7 +106,7 @@ class Corpus:
 def open_corpus(config: DataConfig) -> Corpus:
     """Reads, tokenizes, splits and indexes the documents that the config names.
 
-    Documents that are empty or no UTF-8 text are skipped; the summary counts them, and a warning does if any is no text.
+    Documents that are empty or no UTF-8 text are skipped; the summary counts them, a warning those that are no text.
 
     Args:
       config: the data section of a run's config.

@@ -35,9 +35,9 @@ Batch = dict[str, np.ndarray]
 class TrainBatches(Iterator[Batch]):
     """An endless iterator of one host's share of the training batches.
 
-    Each item is {"tokens", "segments", "positions"}, int32 [B / process_count, L]. `close()` (or leaving a `with` block)
-    stops its thread or its worker processes. Worker processes are spawned, so the script that asks for them needs the
-    usual `if __name__ == "__main__":`.
+    Each item is {"tokens", "segments", "positions"}, int32 [B / process_count, L]. `close()`, or leaving a `with`
+    block, stops its thread or its worker processes. Worker processes are spawned, so the script that asks for them
+    needs the usual `if __name__ == "__main__":`.
     """
 
     def __init__(self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
@@ -65,12 +65,13 @@ class TrainBatches(Iterator[Batch]):
         self._next_row = start_row
         self._copy = num_workers > 0
         order = grain.MapDataset.source(rows).shuffle(seed=derived_seed(seed, "rows")).repeat()
-        batches = order[start_row:].batch(local)[process_index::process_count]
+        # Without drop_remainder Grain rounds the endless length up, past what Python can index, for batches of one row.
+        batches = order[start_row:].batch(local, drop_remainder=True)[process_index::process_count]
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=-(-PREFETCHED_BATCHES // max(num_workers, 1)))
         dataset = batches.to_iter_dataset(ahead)
         if num_workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own here, which a notebook or script never parsed
+                flags.FLAGS.mark_as_parsed()  # Grain reads its own here; a notebook parsed none
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _start_worker)
         self._iterator: Iterator[Batch] | None = iter(dataset)
         self._stop = weakref.finalize(self, self._iterator.close)  # also runs where an error ends the process
@@ -92,7 +93,7 @@ class TrainBatches(Iterator[Batch]):
         self._stop()
         self._iterator = None
 
-    def __enter__(self) -> "TrainBatches":
+    def __enter__(self) -> TrainBatches:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -102,13 +103,14 @@ class TrainBatches(Iterator[Batch]):
 def _start_worker(worker_index: int, worker_count: int) -> None:
     """Makes a worker process live exactly as long as the process that trains."""
     del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the trainer still saves
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group, and the trainer still reads and saves
+        signal.signal(number, signal.SIG_IGN)
 
-    def exit_with_parent() -> None:
-        multiprocessing.parent_process().join()
+    def exit_with(trainer: Any) -> None:
+        trainer.join()
         os._exit(1)  # the trainer was killed: Grain's workers would wait for it for ever
 
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ on the number of prediction heads: targets lie inside the row.
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,8 +46,8 @@ class Rows:
           row: from 0; rows past the last are all padding.
 
         Returns:
-          {"tokens", "segments", "positions"}, each [L] int32: ids; number of the document piece in the row from 1, 0 for
-          padding; place in the piece from 0. A document that goes on from the row before starts a new piece at 0.
+          {"tokens", "segments", "positions"}, each [L] int32: ids; number of the document piece in the row from 1, 0
+          for padding; place in the piece from 0. A document that goes on from the row before starts a new piece at 0.
         """
         tokens = np.full(self.seq_len, self.pad_id, np.int32)
         segments = np.zeros(self.seq_len, np.int32)

@@ -14,11 +14,12 @@ and `config.data.source="poems"` trains on it. Documents that share a `group` ne
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import sysconfig
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from mtp_jax.config import DataConfig, check_choice, nearest
+from mtp_jax.config import DataConfig, check_choice
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages")
 STDLIB_SKIPPED_FOLDERS = ("test", "tests", "idle_test")
@@ -135,16 +136,12 @@ def _file(root, relative: str) -> Document:
 
 def _walk(root) -> Iterator[str]:
     """Yields the paths under `root`, relative and with slashes, of files that are neither hidden nor caches."""
-    start = len(root.as_posix().rstrip("/")) + 1
     for folder, subfolders, names in root.walk():
         # Pruned in place where the file system allows it; the test below holds where it does not.
         subfolders[:] = [name for name in subfolders if not _skipped(name)]
-        inside = folder.as_posix().rstrip("/")[start:]
-        if any(map(_skipped, inside.split("/") if inside else ())):
-            continue
-        for name in names:
-            if not name.startswith("."):
-                yield f"{inside}/{name}" if inside else name
+        inside = folder.relative_to(root)
+        if not any(map(_skipped, inside.parts)):
+            yield from ((inside / name).as_posix() for name in names if not name.startswith("."))
 
 
 def _skipped(folder: str) -> bool:
@@ -187,7 +184,6 @@ def _nearest_sibling(path) -> str:
     """Returns ` Did you mean "x"?` for the existing path that is closest to one that does not exist."""
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent
-    if not path.parent.is_dir():
-        return ""
-    return nearest(path.as_posix(), [child.as_posix() for child in path.parent.iterdir()
-                                     if child.name in nearest(path.name, [c.name for c in path.parent.iterdir()])])
+    siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    return f' Did you mean "{path.parent / found[0]}"?' if found else ""

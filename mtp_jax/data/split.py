@@ -7,7 +7,7 @@ are sorted by a hash of seed and name. A file that is edited stays on its side o
 from __future__ import annotations
 
 import hashlib
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 
 def derived_seed(seed: int, purpose: str) -> int:

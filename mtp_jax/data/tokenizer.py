@@ -6,7 +6,8 @@ Here the byte tokenizer alone; another kind registers a function with `register_
 from __future__ import annotations
 
 import hashlib
-from typing import Callable, Protocol, Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 

@@ -1,0 +1,119 @@
+"""Which files a source finds, and what it says when it finds none."""
+
+import os
+import pathlib
+
+import pytest
+
+from mtp_jax.config import DataConfig
+from mtp_jax.data import Document, open_corpus, register_source, sources
+
+
+def names(path):
+    return sorted(document.name for document in sources.read_documents(DataConfig(source="files", path=str(path))))
+
+
+@pytest.fixture
+def project(write_folder):
+    found = ("a.py", "b.txt", "src/c.py", "src/deep/er/d.py", "x[1].py")
+    left_out = (".git/config", ".hidden.py", "src/.cache/e.py", "src/__pycache__/f.py", "node_modules/g/h.py")
+    return write_folder(dict.fromkeys(found + left_out, "text"))
+
+
+def test_a_folder_without_hidden_files_and_caches(project):
+    assert names(project) == ["a.py", "b.txt", "src/c.py", "src/deep/er/d.py", "x[1].py"]
+    assert names(project + "/") == names(project)
+
+
+@pytest.mark.parametrize("pattern, expected", [
+    ("*.py", ["a.py", "x[1].py"]),
+    ("**/*.py", ["a.py", "src/c.py", "src/deep/er/d.py", "x[1].py"]),
+    ("src/**/*.py", ["c.py", "deep/er/d.py"]),
+    ("src/**", ["c.py", "deep/er/d.py"]),
+    ("src/*/er/?.py", ["deep/er/d.py"]),
+    ("s*/[a-c].py", ["src/c.py"]),
+    ("[!a].*", ["b.txt"]),
+    ("x[1].py", ["x[1].py"]),  # exists as it is written
+])
+def test_globs(project, pattern, expected):
+    # Names start after the part of the glob without wildcards.
+    assert names(f"{project}/{pattern}") == expected
+
+
+def test_relative_paths_and_home(project, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(project).parent)
+    assert names("corpus/src") == ["c.py", "deep/er/d.py"]
+    assert names("corpus/src/*.py") == ["c.py"]
+    monkeypatch.chdir(project)
+    assert names(".") == names(project)
+    assert names("*.txt") == ["b.txt"]
+    monkeypatch.setenv("HOME", project)
+    assert names("~/src") == ["c.py", "deep/er/d.py"]
+
+
+def test_links_that_form_a_loop_are_not_followed(project):
+    os.symlink(project, os.path.join(project, "src", "loop"))
+    assert "src/loop/a.py" not in names(project)
+
+
+def test_stdlib_is_code_without_tests():
+    documents = sources.read_documents(DataConfig(source="stdlib"))
+    found = {document.name for document in documents}
+    assert len(found) == len(documents) > 300
+    assert {"argparse.py", "json/decoder.py"} <= found
+    assert all(name.endswith(".py") for name in found)
+    banned = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    assert not [name for name in found if banned & set(name.split("/"))]
+    assert b"class ArgumentParser" in next(d for d in documents if d.name == "argparse.py").read()
+
+
+def test_unknown_source_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"data\.source='stdlb'.*Did you mean \"stdlib\""):
+        open_corpus(DataConfig(source="stdlb"))
+
+
+def test_empty_path_says_what_to_set():
+    with pytest.raises(ValueError, match=r"data\.path='' is empty.*set data\.path to a folder"):
+        open_corpus(DataConfig(source="files"))
+
+
+def test_missing_path_names_the_nearest_sibling(project):
+    with pytest.raises(ValueError, match=r"data\.path='.*/srcs' does not exist\. Did you mean \".*/corpus/src\"\?"):
+        open_corpus(DataConfig(source="files", path=f"{project}/srcs"))
+    with pytest.raises(ValueError, match=r"does not exist\. Did you mean \".*/corpus/src\"\?"):
+        open_corpus(DataConfig(source="files", path=f"{project}/srcs/deep/er"))
+    with pytest.raises(ValueError, match=r"data\.path='/qqqqqq/zzz' does not exist\. Set it"):
+        open_corpus(DataConfig(source="files", path="/qqqqqq/zzz"))
+
+
+def test_globs_that_match_nothing(project):
+    with pytest.raises(ValueError, match=r"data\.path='.*/\*\.rs' matches no file under .*corpus"):
+        open_corpus(DataConfig(source="files", path=f"{project}/*.rs"))
+    with pytest.raises(ValueError, match=r"searches in .*/srcs, which does not exist\. Did you mean \".*/src\"\?"):
+        open_corpus(DataConfig(source="files", path=f"{project}/srcs/*.py"))
+
+
+def test_a_folder_without_files(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.path='.*' is a folder without files"):
+        open_corpus(DataConfig(source="files", path=str(tmp_path)))
+
+
+def test_a_source_in_one_file(monkeypatch):
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+
+    @register_source("poems")
+    def poems(config):
+        return [Document(name=f"poem-{i}", group=f"book-{i // 2}", read=f"{config.path} {i}".encode) for i in range(8)]
+
+    corpus = open_corpus(DataConfig(source="poems", path="rose", seq_len=16, validation_fraction=0.25, batch_size=1))
+    assert corpus.num_documents == 8
+    assert [len(corpus.groups[split]) for split in ("train", "validation")] == [3, 1]  # by book, not by poem
+    assert "rose" in corpus.tokenizer.decode(corpus.rows["train"].tokens)
+
+
+def test_a_source_may_not_take_another_ones_name(monkeypatch):
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+    with pytest.raises(ValueError, match="data source 'stdlib' is already registered"):
+        register_source("stdlib")(lambda config: [])
+    same = register_source("mine")(lambda config: [])
+    assert register_source("mine")(same) is same  # a module run by -m is imported twice

@@ -26,7 +26,7 @@ class AgreementSums:
     accepted_count: jax.Array
 
 
-def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array) -> AgreementSums:
+def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array, active_N: jax.Array) -> AgreementSums:
     """Compares each head with head 1's own later prediction on the data's context.
 
     Agreement is not accuracy: a draft is accepted if head 1 would have said the same, right or wrong. 1 + accepted /
@@ -36,6 +36,7 @@ def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array) -> Agree
     Args:
       predictions_NxBxL: the id of the largest logit of each head.
       mask_NxBxL: where each head has a target.
+      active_N: heads that ran; the others agree nowhere.
 
     Returns:
       The sums, in fp32.
@@ -45,7 +46,7 @@ def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array) -> Agree
     accepted = jnp.zeros(())
     for k in range(N):  # head k + 1 at i against head 1 at i + k
         later = jnp.pad(predictions_NxBxL[0][:, k:], ((0, 0), (0, min(k, L))), constant_values=-1)
-        same_BxL = (predictions_NxBxL[k] == later) & mask_NxBxL[k]
+        same_BxL = (predictions_NxBxL[k] == later) & mask_NxBxL[k] & active_N[k]
         agree.append(jnp.sum(same_BxL.astype(jnp.float32)))
         prefix = prefix & same_BxL & mask_NxBxL[N - 1]
         if k:

@@ -1,0 +1,160 @@
+"""One optimizer step, and one batch of validation; pure functions to be jitted once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtp_jax.config import Config
+from mtp_jax.model import Execution, ModelSpec, get_head_kind
+from mtp_jax.objective import (AgreementSums, HeadSums, HeadWeights, agreement_sums, mtp_cross_entropy, mtp_evaluate,
+                               multi_token_targets, num_chunks)
+from mtp_jax.parallel import Layout, constrain, use_layout
+from mtp_jax.training import optimizer as optimizers
+from mtp_jax.training.state import Params, TrainState, combine, partition
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """What a step tells, on the devices until the loop reads it a step later.
+
+    Attributes:
+      loss: the objective, as it was differentiated.
+      sums: per head, over the global batch.
+      weights_N: loss weights of the step.
+      grad_norm: Euclidean norm of the gradient before clipping.
+      learning_rate: of the step.
+    """
+
+    loss: jax.Array
+    sums: HeadSums
+    weights_N: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ValidationSums:
+    """Sums of a validation batch; batches add up."""
+
+    heads: HeadSums
+    agreement: AgreementSums
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFunctions:
+    """The pure functions of a run.
+
+    Attributes:
+      init: key -> TrainState.
+      train: (TrainState, batch) -> (TrainState, StepMetrics).
+      validate: (params, step, batch) -> ValidationSums.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    train: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    validate: Callable[[Params, jax.Array, Batch], ValidationSums]
+
+
+def loss_chunks(config: Config, layout: Layout, rows: int) -> int:
+    """Returns the number of chunks of the loss, for `rows` rows over all devices."""
+    on_one_device = max(1, rows // layout.size("batch"))
+    vocab = config.model.padded_vocab_size // layout.size("vocab")
+    return num_chunks(on_one_device, config.data.seq_len, vocab, config.compute.logits_bytes)
+
+
+def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, execution: Execution, weights: HeadWeights,
+                        optimizer: optax.GradientTransformation, trainable: frozenset[str]) -> StepFunctions:
+    """Builds the functions of a run; none of them looks at the config when it runs.
+
+    Args:
+      config: the run's, validated.
+      spec: the model.
+      layout: mesh and rules.
+      execution: how stacks run.
+      weights: head weights by step.
+      optimizer: from `make_optimizer`, for the parameters that train.
+      trainable: their paths.
+    """
+    kind = get_head_kind(config.model.head_kind)
+    rate = optimizers.learning_rate(config.optimizer, config.learning_rate_horizon)
+    trainable_axes, _ = partition(spec.axes, trainable)
+    parts = config.compute.microbatches
+    vocab_size = config.model.vocab_size or 0
+    train_chunks = loss_chunks(config, layout, config.data.batch_size // parts)
+    validation_chunks = loss_chunks(config, layout, config.data.batch_size)
+
+    def targets_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return multi_token_targets(batch["tokens"], batch["segments"], batch["positions"], config.model.num_heads)
+
+    def states_of(params: Params, batch: Batch, weights_N: jax.Array):
+        model = spec.bind(params)
+        h_NxBxLxD = model(batch["tokens"], batch["segments"], batch["positions"], weights_N=weights_N,
+                          detach_trunk=config.objective.detach_trunk, execution=execution)
+        return h_NxBxLxD, model.unembedding_matrix()
+
+    def init(key: jax.Array) -> TrainState:
+        params = spec.init(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(partition(params, trainable)[0]))
+
+    def gradient(state: TrainState, batch: Batch, weights_N: jax.Array) -> tuple[jax.Array, HeadSums, Params]:
+        """Loss, sums and gradient of the global batch, microbatch by microbatch."""
+        params, frozen = partition(state.params, trainable)
+        # The denominators are those of the whole global batch, known before the first microbatch: gradients of
+        # microbatches and devices then simply add up, however unevenly the targets are spread.
+        counts_N = jnp.sum(targets_of(batch)[1].astype(jnp.float32), axis=(1, 2))
+        scale_N = weights.reduce(weights_N) / jnp.maximum(counts_N, 1)
+
+        def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, HeadSums]:
+            h_NxBxLxD, unembedding = states_of(combine(params, frozen), batch, weights_N)
+            targets_NxBxL, mask_NxBxL = targets_of(batch)
+            return mtp_cross_entropy(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
+                                     vocab_size=vocab_size, chunks=train_chunks, execution=execution)
+
+        def of_part(part: Batch) -> tuple[jax.Array, HeadSums, Params]:
+            part = {name: constrain(x, "batch", "length") for name, x in part.items()}
+            (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(params, part)
+            return loss, sums, jax.tree.map(lambda g: g.astype(jnp.promote_types(jnp.float32, g.dtype)), grads)
+
+        if parts == 1:
+            return of_part(batch)
+        # Microbatch p holds rows p, p + parts, ...: every device keeps its share of each.
+        cut = {name: jnp.swapaxes(x.reshape(-1, parts, x.shape[1]), 0, 1) for name, x in batch.items()}
+        first = {name: x[0] for name, x in cut.items()}
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, first))
+        totals, _ = jax.lax.scan(lambda totals, part: (jax.tree.map(jnp.add, totals, of_part(part)), None), zeros, cut)
+        return totals
+
+    def train(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with use_layout(layout):
+            weights_N = weights(state.step)
+            loss, sums, grads = gradient(state, batch, weights_N)
+            params, frozen = partition(state.params, trainable)
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            if execution.skip_idle_heads:
+                updates = optimizers.rest_idle_heads(updates, trainable_axes, kind.active(weights_N))
+            lr = rate(state.step + 1)
+            params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
+            metrics = StepMetrics(loss, sums, weights_N, optax.global_norm(grads), jnp.asarray(lr, jnp.float32))
+            return TrainState(state.step + 1, combine(params, frozen), opt_state), metrics
+
+    def validate(params: Params, step: jax.Array, batch: Batch) -> ValidationSums:
+        with use_layout(layout):
+            weights_N = weights(step)
+            h_NxBxLxD, unembedding = states_of(params, batch, weights_N)
+            targets_NxBxL, mask_NxBxL = targets_of(batch)
+            sums, predictions_NxBxL = mtp_evaluate(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, weights_N > 0,
+                                                   vocab_size=vocab_size, chunks=validation_chunks,
+                                                   execution=execution)
+            return ValidationSums(sums, agreement_sums(predictions_NxBxL, mask_NxBxL, weights_N > 0))
+
+    return StepFunctions(init, train, validate)
+

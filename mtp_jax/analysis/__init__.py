@@ -1,0 +1,1 @@
+"""What is computed over finished or running runs: plots, fits, probes."""

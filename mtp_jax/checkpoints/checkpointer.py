@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import time
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import logging
@@ -57,7 +58,7 @@ class Checkpointer:
         self._damaged: set[int] = set()  # steps that restore() passed over
         import orbax.checkpoint  # noqa: F401  takes seconds: here, so that the first save does not stop the loop for it
 
-    def __enter__(self) -> "Checkpointer":
+    def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -101,13 +102,13 @@ class Checkpointer:
         if free is not None and free < needed:
             logging.warning("Checkpoint %d needs up to %s and %s has %s free: the save may fail.", step,
                             errors.readable_bytes(needed), self._directory, errors.readable_bytes(free))
-        self._pending = (step, needed)
         try:
             manager.save(step, force=True, args=ocp.args.Composite(**{
                 reading.STATE: ocp.args.PyTreeSave(structure.nest(leaves)),
                 reading.EXTRA: ocp.args.JsonSave(extra)}))
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._failure(error, step, needed) from error
+        self._pending = (step, needed)
         if not self._config.asynchronous:
             self.wait()
         return True
@@ -120,11 +121,11 @@ class Checkpointer:
         """
         if self._pending is None:
             return
+        (step, needed), self._pending = self._pending, None
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(error) from error
-        step, self._pending = self._pending[0], None
+            raise self._failure(error, step, needed) from error
         self._current = step
 
     def close(self) -> None:
@@ -204,11 +205,14 @@ class Checkpointer:
         source.rename(target)
         logging.warning("Renamed the damaged checkpoint %s to %s; delete it when you need it no more.", source, target)
 
-    def _failure(self, error: Exception) -> errors.CheckpointError:
-        """Returns the error of a failed save, after removing what it left."""
-        assert self._pending is not None  # for the type checker: set before anything can fail
-        (step, needed), self._pending = self._pending, None
+    def _failure(self, error: Exception, step: int, needed: int) -> errors.CheckpointError:
+        """Returns the error of a failed save of `needed` bytes, after removing what it left."""
         free = _free_bytes(self._directory)  # before the half-written files go, for it is the state that failed
+        manager, self._manager = self._manager, None  # a new one at the next save: Orbax raises some errors twice
+        try:
+            manager.close()
+        except Exception as again:
+            logging.info("Closing Orbax's manager after the failed checkpoint %d: %s", step, again)
         if jax.process_index() == 0:
             for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 try:
@@ -217,8 +221,9 @@ class Checkpointer:
                     logging.warning("Could not remove the half-written %s: %s", leftover, problem)
         kept = self.latest_step()
         last = f"The last good checkpoint is {kept}, untouched." if kept is not None else "There is no earlier one."
-        space = "" if free is None else f"; the state needs up to {errors.readable_bytes(needed)} ({needed} bytes) and " \
-            f"{errors.readable_bytes(free)} ({free} bytes) were free"
+        space = "" if free is None else (
+            f"; the state needs up to {errors.readable_bytes(needed)} ({needed} bytes) and "
+            f"{errors.readable_bytes(free)} ({free} bytes) were free")
         if errors.is_disk_full(error):
             return errors.CheckpointError(
                 f"The disk is full: checkpoint {step} could not be written to {self._directory}{space}. {last} Free "

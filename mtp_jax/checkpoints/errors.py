@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-_FULL = ("no space left on device", "disk quota exceeded", "resource_exhausted")
+_FULL = ("no space left on device", "disk quota exceeded")
 
 
 class CheckpointError(ValueError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,8 +86,7 @@ def stored_leaves(checkpoint: epath.Path) -> dict[str, structure.Leaf]:
     """Returns {path: shape and dtype} of the state in a checkpoint, without reading its arrays."""
     import orbax.checkpoint as ocp
 
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(checkpoint / STATE).item_metadata.tree
+    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree
     return {path: structure.Leaf(tuple(leaf.shape), leaf.dtype) for path, leaf in structure.flatten(tree).items()}
 
 

@@ -8,7 +8,8 @@ named tuples) and by any tool that reads Orbax. The path of a leaf is its attrib
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp

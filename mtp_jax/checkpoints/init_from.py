@@ -1,0 +1,220 @@
+"""Starting a run from the parameters of another: its trunk, and the heads that one names.
+
+    source = load_params("runs/code_bytes", like=params)
+    params = initialise_from(source.params, params, heads=(1, 2, "fresh"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from mtp_jax.checkpoints import errors, integrity, reading, structure
+from mtp_jax.config import nearest
+
+FRESH = "fresh"  # the word for a head that keeps its random initial values
+_PARAMS = "params/"
+_UNEMBEDDING = "unembedding/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedParams:
+    """The parameters of a checkpoint, without its optimizer state."""
+
+    params: dict[str, Any]  # nested dict of arrays
+    step: int
+    extra: dict[str, Any]  # what was saved beside the state, among it the config
+    path: epath.Path  # of the checkpoint
+
+
+def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) -> LoadedParams:
+    """Reads the parameters of another run.
+
+    Args:
+      path: a workdir (its newest undamaged checkpoint), its `checkpoints`, or one `checkpoints/<step>`.
+      like: parameters, or their ShapeDtypeStructs, whose leaves' shardings those of the same path take; one that does
+        not divide the stored shape (another number of heads) is replicated over the same devices instead. None: numpy
+        arrays on the host.
+      verify: compare every file with its checksum first.
+
+    Returns:
+      The parameters with the dtypes and shapes that are stored.
+
+    Raises:
+      CheckpointError: there is no checkpoint, it is damaged (for a workdir: each is), or it holds no parameters.
+    """
+    checkpoint = _locate(epath.Path(path).expanduser(), verify=verify)
+    stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
+              if name.startswith(_PARAMS)}
+    if not stored:
+        raise errors.CheckpointError(f"The checkpoint {checkpoint} holds no parameters (nothing under {_PARAMS}): name "
+                                     "a checkpoint that mtp_jax wrote.")
+    wanted: dict[str, Any] = dict(stored)
+    if like is not None:
+        targets = structure.flatten(like)
+        wanted = {name: structure.placed(leaf, _sharding(leaf, targets.get(name))) for name, leaf in stored.items()}
+    arrays = reading.read_arrays(checkpoint, {_PARAMS + name: leaf for name, leaf in wanted.items()})
+    params = structure.nest({name.removeprefix(_PARAMS): array for name, array in arrays.items()})
+    return LoadedParams(params, int(checkpoint.name), reading.read_extra(checkpoint), checkpoint)
+
+
+def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, heads: Sequence[Any] = ()) -> dict:
+    """Returns the new model's parameters, taken from another model's.
+
+    All but the heads must match by path, shape and dtype. The heads, and an unembedding of their own, are mapped.
+
+    Args:
+      source: parameters of the other model, nested dict of arrays.
+      target: freshly initialised parameters of the new model, with its shardings; ShapeDtypeStructs do if no head is
+        "fresh".
+      heads: for each head of the new model the source's head, from 1, or "fresh" for the initial values of `target`.
+        Empty: heads 1, 2, ... of the source.
+
+    Returns:
+      Nested dict like `target`.
+
+    Raises:
+      ValueError: `heads` has a wrong length, number or word.
+      CheckpointMismatch: a leaf is missing, too many, misshapen or mistyped.
+    """
+    old, new = structure.flatten(source), structure.flatten(target)
+    rows = _resolve_heads(tuple(heads), _count_heads(old), _count_heads(new))
+    _check_trunk(old, new)
+
+    def mapped(name: str) -> bool:
+        return name.startswith("heads/") or (
+            name == _UNEMBEDDING and all(leaf.ndim == 3 for leaf in (old.get(name), new.get(name)) if leaf is not None))
+
+    strict_old, strict_new = dict(old), dict(new)
+    for leaves in (strict_old, strict_new):
+        for name in filter(mapped, list(leaves)):
+            if all(row is None for row in rows):  # nothing of the source's heads is used, not even their existence
+                del leaves[name]
+            else:
+                leaves[name] = structure.Leaf(tuple(leaves[name].shape[1:]), leaves[name].dtype)
+    structure.check_same(
+        strict_old, strict_new, where="The source of init_from",
+        remedy="Only the number of heads may differ (heads are compared here without their leading axis): set the "
+               "other fields of config.model (d_model, unembedding, tie_embedding, qk_norm, param_dtype, ...) as in "
+               "the source's config.json.")
+    result = {}
+    for name, leaf in new.items():
+        if not mapped(name):
+            result[name] = _place(old[name], leaf)
+        elif all(row is None for row in rows):
+            result[name] = _concrete(name, leaf)
+        else:
+            result[name] = _map_heads(name, old[name], leaf, rows)
+    return structure.nest(result)
+
+
+def _locate(path: epath.Path, *, verify: bool) -> epath.Path:
+    """Returns the directory of the undamaged checkpoint that `path` means."""
+    if path.name.isdecimal() and any((path / name).exists() for name in (reading.STATE, integrity.MANIFEST)):
+        faults = integrity.find_faults(path, verify=verify)
+        if faults:
+            raise errors.CheckpointError(
+                f"The checkpoint {path} is damaged: {integrity.describe(faults)}. Restore it from a backup, or name "
+                "another step, or the workdir to have the newest undamaged one.")
+        return path
+    directory = path / "checkpoints" if (path / "checkpoints").exists() else path
+    found = reading.newest_undamaged(directory, verify=verify)
+    if found.step is None:
+        raise errors.CheckpointError(f"There is no checkpoint in {path}: init_from.path must be the workdir of a run "
+                                     "that has saved, or one of its checkpoints/<step>.")
+    return directory / str(found.step)
+
+
+def _sharding(stored: structure.Leaf, target: Any) -> Any:
+    """Returns the target's sharding if it fits the stored shape, else full copies on the same devices."""
+    sharding = getattr(target, "sharding", None)
+    if sharding is None:
+        return None
+    try:
+        if len(stored.shape) == len(target.shape):
+            sharding.shard_shape(stored.shape)
+            return sharding
+    except ValueError:  # does not divide: says so by raising only
+        pass
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.SingleDeviceSharding(min(sharding.device_set, key=lambda device: device.id))
+
+
+def _count_heads(leaves: Mapping[str, Any]) -> int:
+    """Returns N, the leading axis of the heads' parameters; 0 without heads."""
+    return next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith("heads/")), 0)
+
+
+def _resolve_heads(heads: tuple[Any, ...], old: int, new: int) -> list[int | None]:
+    """Returns for each head of the new model the source's head from 0, or None for a fresh one."""
+    if not heads:
+        if new > old:
+            example = tuple(range(1, old + 1)) + (FRESH,) * (new - old)
+            raise ValueError(f"init_from.heads=() takes the source's heads in order, but the source has {old} and "
+                             f"model.num_heads={new}: name the new ones, as in init_from.heads={example}.")
+        return list(range(new))
+    if len(heads) != new:
+        raise ValueError(f"init_from.heads={heads} has {len(heads)} entries for model.num_heads={new}: give one for "
+                         f"each head of the new model, a number from 1 to {old} or {FRESH!r}.")
+    rows: list[int | None] = []
+    for entry in heads:
+        if isinstance(entry, str) and entry.isdecimal():
+            entry = int(entry)  # a flag cannot mix numbers and words
+        if entry == FRESH:
+            rows.append(None)
+        elif isinstance(entry, str):
+            raise ValueError(f"init_from.heads={heads} holds {entry!r}, which is neither a number nor {FRESH!r}."
+                             f"{nearest(entry, (FRESH,))}")
+        elif isinstance(entry, bool) or not isinstance(entry, int) or not 1 <= entry <= old:
+            raise ValueError(f"init_from.heads={heads} holds {entry!r}, but the source's heads are numbered from 1 to "
+                             f"{old}: use one of these, or {FRESH!r} for random initial values.")
+        else:
+            rows.append(entry - 1)
+    return rows
+
+
+def _check_trunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises CheckpointMismatch where the trunks differ in depth, which follows from other fields."""
+    depths = [next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith("trunk/")), 0)
+              for leaves in (old, new)]
+    if depths[0] == depths[1]:
+        return
+    more = depths[0] - depths[1]
+    change = f"raise model.extra_trunk_layers or model.num_layers by {more}" if more > 0 else \
+        f"lower model.num_layers (or model.extra_trunk_layers) by {-more}"
+    raise errors.CheckpointMismatch(
+        f"The source's trunk has {depths[0]} layers and the new model's {depths[1]}: model.num_layers counts trunk and "
+        f"heads together, so that another model.num_heads changes the trunk. To make them equal, {change}.")
+
+
+def _concrete(name: str, leaf: Any) -> Any:
+    """Returns `leaf`, which must be an array."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ValueError(f"A {FRESH!r} head needs initial values for {name}: pass initialised parameters as target.")
+    return leaf
+
+
+def _place(value: Any, target: Any) -> Any:
+    """Returns `value` laid out like `target`."""
+    sharding = getattr(target, "sharding", None)
+    return np.asarray(value) if sharding is None and isinstance(target, np.ndarray) else jax.device_put(value, sharding)
+
+
+def _map_heads(name: str, old: Any, new: Any, rows: Sequence[int | None]) -> Any:
+    """Returns [N, ...] with each head taken from `old` [N', ...] or, if fresh, left as in `new`."""
+    taken = np.array([0 if row is None else row for row in rows])
+    fresh = np.array([row is None for row in rows]).reshape(-1, *[1] * (len(new.shape) - 1))
+    if isinstance(new, np.ndarray):
+        return np.where(fresh, new, np.asarray(old)[taken])
+    sharding = getattr(new, "sharding", None)
+    if not fresh.any():
+        return jax.jit(lambda a: jnp.take(a, taken, axis=0), out_shardings=sharding)(old)
+    _concrete(name, new)
+    return jax.jit(lambda a, b: jnp.where(fresh, b, jnp.take(a, taken, axis=0)), out_shardings=sharding)(old, new)

@@ -416,6 +416,11 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     raise ValueError(f"{name}={value!r} must be of type {origin.__name__}, got {type(value).__name__}.")
 
 
+def default_config():
+    """Returns the defaults as a locked ConfigDict, for an experiment's get_config to change."""
+    return to_config_dict(Config())
+
+
 def to_config_dict(config: Config):
     """Returns a locked ml_collections.ConfigDict for absl flags; a None field accepts a value of its declared type."""
     from ml_collections import config_dict  # the edge only: GPU images without it still train from Python

@@ -1,0 +1,82 @@
+"""A run in a page: the loss of each head, a sample, the picture, and where everything lies."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from etils import epath
+
+from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
+
+SAMPLE_TOKENS = 160
+
+
+def report(workdir: epath.PathLike, *, prompt: str = "def ", temperature: float = 0.5) -> str:
+    """Draws plots/loss.png and returns the text of the report.
+
+    Args:
+      workdir: a run's folder with at least one checkpoint.
+      prompt: what the sample continues.
+      temperature: of the sample.
+
+    Returns:
+      Lines to print.
+
+    Raises:
+      ValueError: the folder holds no run, or no checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    records = read_metrics(workdir)
+    step, text = continue_prompt(workdir, prompt, temperature)
+    lines = [*losses(records), "", f"A sample of head 1 at step {step} (temperature {temperature}), after "
+             f"{prompt!r}:", *("    " + line for line in (prompt + text).splitlines()), "", "Where everything lies:"]
+    plot = plot_loss(workdir)
+    for path, what in ((plot, "loss of each head over steps"), (workdir / "metrics.jsonl", "every number"),
+                       (workdir / "config.json", "every setting"), (workdir / "checkpoints", "to go on from"),
+                       (workdir, f"TensorBoard: tensorboard --logdir={workdir}")):
+        lines.append(f"    {path}    {what}")
+    return "\n".join(lines)
+
+
+def losses(records: list[dict[str, Any]]) -> list[str]:
+    """Returns a table of the last validation, one line a head."""
+    last = next((record for record in reversed(records) if record["split"] == "validation"), None)
+    if last is None:
+        return ["No validation yet: it comes every train.validate_every steps."]
+    in_bytes = "validation_bits_per_byte" in last
+    lines = [f"Held-out loss at step {last['step']}:",
+             f"    head   {'bits/byte' if in_bytes else 'nats/token'}   accuracy   agrees with head 1"]
+    for k, loss in enumerate(last["head_loss"]):
+        if loss is None:
+            lines.append(f"    {k + 1:4d}   rests (weight 0)")
+            continue
+        value = loss / math.log(2) if in_bytes else loss
+        agreement = last["head_agreement"][k]
+        lines.append(f"    {k + 1:4d}   {value:9.3f}   {last['head_accuracy'][k]:8.1%}   "
+                     + ("" if agreement is None else f"{agreement:8.1%}"))
+    length = last.get("expected_accepted_length")
+    if length is not None:
+        lines.append(f"    Drafting with all heads would yield about {length:.2f} tokens a forward (estimated on the "
+                     "held-out text).")
+    return lines
+
+
+def continue_prompt(workdir: epath.Path, prompt: str, temperature: float) -> tuple[int, str]:
+    """Returns the step of the newest checkpoint and how its head 1 continues a prompt."""
+    from mtp_jax import config as configs  # what needs jax and the model: the table and the plot do without
+    from mtp_jax.checkpoints import load_params
+    from mtp_jax.data.tokenizer import build_tokenizer
+    from mtp_jax.decoding import sample
+    from mtp_jax.model import ModelSpec
+
+    stored = json.loads((workdir / "config.json").read_text())
+    sections = {name: fields for name, fields in stored.items() if isinstance(fields, dict)}
+    config = configs.from_dict(sections)
+    tokenizer = build_tokenizer(config.data)
+    source = load_params(workdir)
+    ids = sample(ModelSpec.create(config.model), source.params, [tokenizer.bos_id, *tokenizer.encode(prompt.encode())],
+                 max_new_tokens=SAMPLE_TOKENS, window=config.data.seq_len, temperature=temperature,
+                 stop=tokenizer.eos_id)
+    return source.step, tokenizer.decode(ids)

@@ -1,0 +1,43 @@
+"""The command behind every experiment: `python -m experiments.NAME --workdir=DIR [--config.PATH=VALUE ...]`."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NoReturn
+
+from absl import flags
+
+from mtp_jax import commands
+from mtp_jax.config import from_config_dict
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
+                               "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
+
+
+def main(get_config: Callable[[], Any]) -> NoReturn:
+    """Runs an experiment module as a command; exits with the status of the run.
+
+    Args:
+      get_config: returns the experiment's ConfigDict, which --config.PATH=VALUE overrides.
+    """
+    overridden = commands.define_config(get_config())
+
+    def run() -> int:
+        from mtp_jax.analysis import report  # the imports that take seconds: --help does without them
+        from mtp_jax.checkpoints import CheckpointError
+        from mtp_jax.training import loop, prepare
+
+        try:
+            prepared = prepare.prepare(from_config_dict(overridden.value), _WORKDIR.value)
+        except ValueError as error:
+            return commands.fail(error)
+        prepare.announce(prepared, from_config_dict(get_config()))
+        try:
+            status = prepared.dry_run() if _DRY_RUN.value else prepared.train()
+        except (loop.NonFiniteLoss, CheckpointError) as error:
+            return commands.fail(error)
+        if not _DRY_RUN.value and prepared.is_first_process:
+            print(report.report(prepared.workdir))
+        return status
+
+    commands.run(run, "workdir", "dry_run", "config")

@@ -1,0 +1,301 @@
+"""The training loop: dispatches a step, reads the metrics of the one before, validates, saves, stops."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+import mtp_jax
+from mtp_jax.checkpoints import Checkpointer, initialise_from, load_params
+from mtp_jax.config import Config, to_dict
+from mtp_jax.data import Corpus
+from mtp_jax.training import flops, signals, workdir as workdirs
+from mtp_jax.training.logs import Record, RunLog
+from mtp_jax.training.program import Program
+from mtp_jax.training.progress import Progress
+from mtp_jax.training.state import TrainState
+from mtp_jax.training.step import StepMetrics, ValidationSums
+
+
+class NonFiniteLoss(Exception):
+    """The loss or the gradient is no longer a number; what was saved before stays good."""
+
+
+class Meter:
+    """Tokens per second of training alone: compiling, validation and saves are left out."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._seconds = 0.0
+        self._tokens = 0
+
+    def tick(self, tokens: int) -> None:
+        """Notes that a step of `tokens` tokens is done; the first one after a pause only starts the clock."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._seconds += now - self._last
+            self._tokens += tokens
+        self._last = now
+
+    def pause(self) -> None:
+        """Notes that what comes next is not training."""
+        self._last = None
+
+    def take(self) -> float | None:
+        """Returns the tokens per second since the last call, or None if no step was timed, and starts anew."""
+        rate = self._tokens / self._seconds if self._seconds else None
+        self._seconds, self._tokens = 0.0, 0
+        return rate
+
+
+@dataclasses.dataclass
+class Run:
+    """A prepared run: every check is done, nothing is computed yet.
+
+    Attributes:
+      config: resolved.
+      workdir: its folder.
+      corpus: opened.
+      program: what will be compiled.
+    """
+
+    config: Config
+    workdir: epath.Path
+    corpus: Corpus
+    program: Program
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return jax.process_index() == 0
+
+    def initial_state(self, checkpointer: Checkpointer) -> tuple[TrainState, int, int]:
+        """Returns the state to start from, its step and the next global row.
+
+        Order: (1) the newest undamaged checkpoint of the workdir; (2) init_from; (3) random parameters.
+        """
+        restored = checkpointer.restore(self.program.state)
+        if restored is not None:
+            logging.info("Going on from step %d of %s.", restored.step, self.workdir)
+            return restored.state, restored.step, int(restored.extra["data"]["next_row"])
+        state = self.program.init(jax.random.key(self.config.train.seed))
+        if self.config.init_from.path:
+            source = load_params(self.config.init_from.path, like=state.params, verify=self.config.checkpoint.verify)
+            params = initialise_from(source.params, state.params, heads=self.config.init_from.heads)
+            state = dataclasses.replace(state, params=params)
+            logging.info("Starting from the parameters of %s.", source.path)
+        return state, 0, 0
+
+    def train(self) -> int:
+        """Trains to the last step or until told to stop.
+
+        Returns:
+          The exit status, see `mtp_jax.training.signals`.
+
+        Raises:
+          NonFiniteLoss: names the step and the head.
+          CheckpointError: a checkpoint could not be written or read.
+        """
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(signals.StopSignals())
+            checkpointer = stack.enter_context(
+                Checkpointer(self.workdir / workdirs.CHECKPOINTS, self.config.checkpoint))
+            state, step, next_row = self.initial_state(checkpointer)
+            if self.is_first_process:
+                workdirs.write_config(self.workdir, self.config, self.corpus.hash)
+            log = stack.enter_context(RunLog(self.workdir, step=step, tensorboard=self.config.logging.tensorboard))
+            progress = stack.enter_context(Progress(mode=self.config.logging.progress, first_step=step,
+                                                    num_steps=self.config.train.num_steps))
+            batches = stack.enter_context(
+                self.corpus.train_batches(jax.process_index(), jax.process_count(), next_row))
+            return _Loop(self, checkpointer, log, progress, batches, stop).run(state, step)
+
+    def dry_run(self) -> int:
+        """Trains two steps and validates on one batch, and writes nothing."""
+        state = self.program.init(jax.random.key(self.config.train.seed))
+        with self.corpus.train_batches(jax.process_index(), jax.process_count(), 0) as batches:
+            for step in (1, 2):
+                start = time.perf_counter()
+                state, metrics = self.program.train_step(state, self.program.put(next(batches)))
+                record = train_record(step, jax.device_get(metrics), None, None)
+                check_finite(record, metrics)
+                print(f"step {step}: loss {record.loss:.4f}, gradient norm {record.grad_norm:.4f}, "
+                      f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
+        validation = self.corpus.validation_batches(jax.process_index(), jax.process_count())
+        sums = self.program.validation_step(state.params, np.int32(2), self.program.put(validation[0]))
+        record = validation_record(2, self, jax.device_get(sums))
+        print(f"validation on one batch: loss {record.loss:.4f}\nDry run: nothing was written to {self.workdir}.")
+        return signals.DONE
+
+
+class _Loop:
+    """The loop's collaborators, and the step whose metrics are still to be read."""
+
+    def __init__(self, run: Run, checkpointer: Checkpointer, log: RunLog, progress: Progress, batches: Any,
+                 stop: signals.StopSignals):
+        self.run_, self.config, self.program = run, run.config, run.program
+        self.checkpointer, self.log, self.progress = checkpointer, log, progress
+        self.batches, self.stop = batches, stop
+        self.validation = run.corpus.validation_batches(jax.process_index(), jax.process_count())
+        self.meter = Meter()
+        self.pending: tuple[int, StepMetrics] | None = None
+        self.tokens = self.config.data.batch_size * self.config.data.seq_len
+
+    def run(self, state: TrainState, step: int) -> int:
+        """Runs from `step` steps done to the end; returns the exit status."""
+        config, last = self.config.train, self.config.train.num_steps
+        if step >= last:
+            logging.info("All %d steps are done; raise train.num_steps to train on.", last)
+            return signals.DONE
+        profiler = _Profiler(self.config, self.run_.workdir)
+        status = None
+        while step < last and status is None:
+            profiler.before(step + 1)
+            batch = self.program.put(next(self.batches))
+            with jax.transfer_guard("disallow"):
+                state, metrics = self.program.train_step(state, batch)
+            step += 1
+            self.read_pending()  # of the step before, while the devices work on this one
+            self.pending = (step, metrics)
+            profiler.after(step, metrics)
+            status = self.stop.status(step)
+            validates = step == last or step % config.validate_every == 0
+            saves = step == last or step % config.checkpoint_every == 0 or status is not None
+            if validates or saves:
+                self.read_pending()  # a state is saved only after its loss and gradient were seen to be finite
+            if validates:
+                self.validate(state, step)
+            if saves:
+                self.save(state, step)
+            if validates or saves:
+                self.meter.pause()
+        profiler.close()
+        self.checkpointer.wait()
+        if step < last:
+            logging.info("Stopped and saved at step %d of %d; the same command goes on from there.", step, last)
+            return signals.UNFINISHED if status is None else status
+        return signals.DONE
+
+    def read_pending(self) -> None:
+        """Reads the metrics of the last dispatched step, if not read yet, and logs them."""
+        if self.pending is None:
+            return
+        (step, on_devices), self.pending = self.pending, None
+        metrics = jax.device_get(on_devices)
+        self.meter.tick(self.tokens)
+        record = train_record(step, metrics, None, None)
+        check_finite(record, metrics)
+        self.progress.advance(step)
+        if step == 1 or step % self.config.logging.log_every == 0 or step == self.config.train.num_steps:
+            rate = self.meter.take()
+            tflops = rate and rate * self.program.flops_per_token / self.program.layout.mesh.size / 1e12
+            mfu = tflops and flops.mfu(tflops, device_kind=self.program.layout.mesh.devices.flat[0].device_kind,
+                                       configured_peak=self.config.logging.peak_tflops)
+            record = dataclasses.replace(record, tokens_per_second=rate, mfu=mfu)
+            self.log.write(record)
+            self.progress.show(record, tflops=tflops)
+
+    def validate(self, state: TrainState, step: int) -> None:
+        """Runs over the held-out batches and logs the means."""
+        totals = None
+        for batch in self.validation:
+            sums = self.program.validation_step(state.params, np.int32(step), self.program.put(batch))
+            totals = sums if totals is None else jax.tree.map(jax.numpy.add, totals, sums)
+        record = validation_record(step, self.run_, jax.device_get(totals))
+        self.log.write(record)
+        self.progress.show(record)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts to save the state and the place in the data; records up to the step are on disk before."""
+        self.log.flush()
+        self.checkpointer.save(step, state, {
+            "data": self.batches.state(), "config": to_dict(self.config), "mesh": self.config.parallel.mesh,
+            "process_count": jax.process_count(), "version": mtp_jax.__version__,
+            "corpus_hash": self.run_.corpus.hash})
+
+
+class _Profiler:
+    """Traces the steps that the config names, for TensorBoard's profile tab."""
+
+    def __init__(self, config: Config, workdir: epath.Path):
+        self._first, self._last = config.logging.profile_start, (config.logging.profile_start
+                                                                 + config.logging.profile_steps - 1)
+        self._folder, self._on = workdir / "profile", False
+
+    def before(self, step: int) -> None:
+        """Starts the trace before its first step."""
+        if self._first and step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def after(self, step: int, metrics: StepMetrics) -> None:
+        """Ends the trace after its last step has run."""
+        if self._on and step == self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that still runs."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+            logging.info("Profile of steps %d to %d: tensorboard --logdir=%s", self._first, self._last, self._folder)
+
+
+def train_record(step: int, metrics: StepMetrics, tokens_per_second: float | None, mfu: float | None) -> Record:
+    """Returns the record of a step from its metrics on the host."""
+    loss, correct, _ = _means(metrics.sums, metrics.weights_N)
+    return Record(step=step, split="train", loss=float(metrics.loss), head_loss=loss, head_accuracy=correct,
+                  tokens_per_second=tokens_per_second, mfu=mfu, learning_rate=float(metrics.learning_rate),
+                  grad_norm=float(metrics.grad_norm))
+
+
+def validation_record(step: int, run: Run, sums: ValidationSums) -> Record:
+    """Returns the record of a validation pass from its sums on the host."""
+    weights = run.program.weights
+    weights_N = weights(np.int32(step))
+    loss, correct, active = _means(sums.heads, weights_N)
+    factors = np.asarray(weights.reduce(weights_N))
+    agreement = sums.agreement
+    bits = [None if value is None else value / math.log(2) for value in loss]
+    full = all(active)
+    return Record(
+        step=step, split="validation", head_loss=loss, head_accuracy=correct,
+        loss=float(sum(factor * value for factor, value in zip(factors, loss) if value is not None)),
+        head_agreement=[float(agreement.agree_N[k] / agreement.count_N[k]) if active[k] and agreement.count_N[k] else
+                        None for k in range(len(loss))],
+        expected_accepted_length=float(1 + agreement.accepted / agreement.accepted_count)
+        if full and agreement.accepted_count else None,
+        validation_bits_per_byte=bits if run.config.data.tokenizer == "bytes" else None)
+
+
+def _means(sums: Any, weights_N: Any) -> tuple[list[float | None], list[float | None], list[bool]]:
+    """Returns mean loss, accuracy and activity of each head; None for a head that rests or has no target."""
+    active = [bool(weight > 0 and count > 0) for weight, count in zip(np.asarray(weights_N), sums.count_N)]
+
+    def mean(values: Any) -> list[float | None]:
+        return [float(value / count) if on else None for value, count, on in zip(values, sums.count_N, active)]
+
+    return mean(sums.loss_N), mean(sums.correct_N), active
+
+
+def check_finite(record: Record, metrics: StepMetrics) -> None:
+    """Raises NonFiniteLoss, naming the head and the step, unless loss and gradient are finite."""
+    sums = np.asarray(metrics.sums.loss_N)
+    wrong = [k + 1 for k in range(len(sums)) if not math.isfinite(sums[k])]
+    if not wrong and math.isfinite(record.loss) and math.isfinite(record.grad_norm or 0.0):
+        return
+    what = (f"the loss of head {', '.join(map(str, wrong))} is {', '.join(str(sums[k - 1]) for k in wrong)}" if wrong
+            else f"the gradient norm is {record.grad_norm}" if math.isfinite(record.loss)
+            else f"the loss is {record.loss}")
+    raise NonFiniteLoss(f"Step {record.step}: {what}. Nothing was saved since the last checkpoint, which stays good. "
+                        "Lower optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps, "
+                        "and run the same command in a new workdir or with init_from.path.")

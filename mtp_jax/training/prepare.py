@@ -1,0 +1,120 @@
+"""Everything that can be checked before a device computes, and what a run says of itself before it compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+import jax
+import numpy as np
+from etils import epath
+
+from mtp_jax.checkpoints import Checkpointer
+from mtp_jax.config import Config, differences
+from mtp_jax.data import open_corpus
+from mtp_jax.data.tokenizer import Tokenizer
+from mtp_jax.training import workdir as workdirs
+from mtp_jax.training.loop import Run
+from mtp_jax.training.program import build_program
+from mtp_jax.training.progress import count
+from mtp_jax.training.state import flatten_params
+
+
+def prepare(config: Config, workdir: str | epath.Path) -> Run:
+    """Checks a run and puts its pieces together; computes nothing.
+
+    Args:
+      config: the run's.
+      workdir: its folder; may be new, or hold the run already.
+
+    Returns:
+      The run, ready to train.
+
+    Raises:
+      ValueError: a field of the config, the data, the devices or the workdir does not fit; names it, its value and the
+        remedy.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    config.validate()
+    set_compile_cache(config.logging.compile_cache)
+    corpus = open_corpus(config.data)
+    config = resolve_vocabulary(config, corpus.tokenizer)
+    program = build_program(config)
+    has_checkpoint = bool(Checkpointer(workdir / workdirs.CHECKPOINTS, config.checkpoint).steps())
+    workdirs.check_identity(workdir, config, corpus.hash, has_checkpoint=has_checkpoint)
+    return Run(config, workdir, corpus, program)
+
+
+def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    """Returns the config with model.vocab_size set to the tokenizer's where it is None.
+
+    Raises:
+      ValueError: the vocabulary is smaller than the tokenizer's.
+    """
+    wanted = config.model.vocab_size
+    if wanted is None:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    if wanted < tokenizer.vocab_size:
+        raise ValueError(f"model.vocab_size={wanted} is smaller than the {tokenizer.vocab_size} ids of "
+                         f"data.tokenizer={config.data.tokenizer!r}: raise it, or leave it None.")
+    return config
+
+
+def set_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder, so that the next start need not compile; JAX's own settings go first."""
+    if folder == "off" or jax.config.jax_compilation_cache_dir:
+        return
+    if folder == "auto":
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        folder = os.path.join(base, "mtp_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def announce(run: Run, default: Config) -> None:
+    """Prints `describe` to stderr, on process 0."""
+    if run.is_first_process:
+        print(describe(run, default, command_line()), file=sys.stderr, flush=True)
+
+
+def describe(run: Run, default: Config, command: str) -> str:
+    """Returns what a run says before it compiles.
+
+    Args:
+      run: prepared.
+      default: the experiment's own config, to show the difference from.
+      command: what starts the run again.
+    """
+    config, program = run.config, run.program
+    changed = {name: new for name, (_, new) in differences(default, config).items() if name != "model.vocab_size"}
+    groups: dict[str, int] = {}
+    for path, leaf in flatten_params(program.spec.shapes).items():
+        group = path.split("/")[0]
+        groups[group] = groups.get(group, 0) + int(np.prod(leaf.shape))
+    mesh = " x ".join(f"{axis} {size}" for axis, size in program.layout.mesh.shape.items() if size > 1) or "1 device"
+    execution = program.execution
+    heads = (f"{config.model.num_heads} {config.model.head_kind} heads, {config.model.unembedding} unembedding, "
+             f"reduction {config.objective.reduction}, weights {config.objective.schedule}")
+    return "\n".join([
+        f"workdir     {run.workdir}",
+        "changed     " + (", ".join(f"{name}={value!r}" for name, value in changed.items()) or "nothing: the defaults"),
+        f"data        {run.corpus.summary()}",
+        f"model       {count(program.spec.num_params)} parameters ("
+        + ", ".join(f"{name} {count(size)}" for name, size in groups.items()) + f"); {heads}",
+        f"devices     {program.layout.mesh.size} x {program.layout.mesh.devices.flat[0].device_kind}, mesh {mesh}; "
+        f"attention {execution.kernel}, remat {execution.remat}, layers {'unrolled' if execution.unroll else 'scanned'}",
+        f"a step      {count(config.data.batch_size * config.data.seq_len)} tokens, "
+        f"{count(program.flops_per_token)}FLOP a token; {config.train.num_steps} steps in all",
+        f"memory      about {program.estimated_bytes() / 2**20:,.0f} MiB a device, of which state "
+        f"{program.state_bytes() / 2**20:,.0f} MiB",
+        f"to resume   {command}",
+    ])
+
+
+def command_line() -> str:
+    """Returns the command that started this process, as a person would type it."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
+    return " ".join([program, *(argument for argument in sys.argv[1:] if argument != "--dry_run")])
+

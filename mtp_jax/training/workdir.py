@@ -1,0 +1,80 @@
+"""A run's folder: which run it belongs to, and what may change when the run goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+import mtp_jax
+from mtp_jax.config import Config, differences, dumps, free_on_resume
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns what config.json holds, or None if there is none.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or use another --workdir.") from error
+
+
+def check_identity(workdir: epath.Path, config: Config, corpus_hash: str, *, has_checkpoint: bool) -> None:
+    """Checks that a workdir belongs to the run that is to go on in it, and tells what changed.
+
+    Args:
+      workdir: the run's folder.
+      config: of this run, with the vocabulary size resolved.
+      corpus_hash: of this run's corpus.
+      has_checkpoint: whether there is something to go on from; else the folder may become another run's.
+
+    Raises:
+      ValueError: fields that make up the run's identity differ; names each with both values.
+    """
+    stored = read_config(workdir)
+    if stored is None or not has_checkpoint:
+        return
+    changed = differences(stored, config)
+    if stored.get("corpus_hash") != corpus_hash:
+        changed["corpus_hash"] = (stored.get("corpus_hash"), corpus_hash)
+    fixed = {name: values for name, values in changed.items() if not free_on_resume(name)}
+    if fixed:
+        lines = "".join(f"\n  {name}: the workdir has {old!r}, this run {new!r}" for name, (old, new) in fixed.items())
+        hint = (" The corpus itself changed: files were edited, or another Python brought another standard library."
+                if set(fixed) == {"corpus_hash"} else "")
+        raise ValueError(f"--workdir={workdir} holds another run:{lines}\nSet these as they were, or use another "
+                         f"--workdir; init_from.path starts a new run from these parameters.{hint}")
+    for name, (old, new) in changed.items():
+        logging.info("Changed since the workdir's last run: %s from %r to %r.", name, old, new)
+    if "train.num_steps" in changed:
+        follow = [f"optimizer.schedule={config.optimizer.schedule!r}"] if (
+            config.optimizer.schedule != "constant" and not config.optimizer.schedule_steps) else []
+        follow += [f"objective.schedule={config.objective.schedule!r}"] if (
+            config.objective.schedule != "constant" and not config.objective.schedule_steps) else []
+        for name in follow:
+            logging.warning("train.num_steps went from %r to %r, and %s spans train.num_steps: the schedule jumps. Set "
+                            "its schedule_steps to keep it as it was.", *changed["train.num_steps"], name)
+
+
+def write_config(workdir: epath.Path, config: Config, corpus_hash: str) -> None:
+    """Writes config.json, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG_FILE
+    text = dumps(config, version=mtp_jax.__version__, corpus_hash=corpus_hash)
+    if "://" in str(path):
+        path.write_text(text)  # an object appears when its upload is complete
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -282,4 +282,6 @@ def _manager(directory: epath.Path, config: CheckpointConfig) -> Any:
         temporary_path_class=CheckedPath,
         cleanup_tmp_directories=True,
         save_root_metadata=False,
-        async_options=ocp.options.AsyncOptions(timeout_secs=_TIMEOUT)))
+        # Directories before save() returns: where a full disk stops one from being made in the background, Orbax's
+        # other threads wait for it for five minutes, and so does the end of the process.
+        async_options=ocp.options.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)))

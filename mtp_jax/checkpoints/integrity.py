@@ -69,7 +69,7 @@ def write_manifest(directory: epath.Path) -> None:
     (directory / MANIFEST).write_bytes(_signed(text.encode()))
 
 
-def find_faults(directory: epath.Path, *, verify: bool = True) -> list[Fault]:
+def find_faults(directory: epath.PathLike, *, verify: bool = True) -> list[Fault]:
     """Compares a checkpoint with its manifest.
 
     Args:
@@ -82,6 +82,7 @@ def find_faults(directory: epath.Path, *, verify: bool = True) -> list[Fault]:
     Raises:
       CheckpointError: the checkpoint is of a newer format than this version of mtp_jax knows.
     """
+    directory = epath.Path(directory)
     try:
         raw = (directory / MANIFEST).read_bytes()
     except FileNotFoundError:

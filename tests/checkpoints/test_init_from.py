@@ -1,0 +1,137 @@
+"""Parameters from another run, heads mapped by number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mtp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointMismatch, initialise_from, load_params
+
+
+@pytest.fixture
+def workdir(tmp_path, state_of, config):
+    """A run that saved the checkpoints 1 and 2 of a model with 2 heads."""
+    with Checkpointer(tmp_path / "run" / "checkpoints", config()) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, state_of(step), {"config": {"model": {"num_heads": 2}}})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/2"])
+def test_loads_the_parameters_alone(workdir, state_of, assert_same, place):
+    loaded = load_params(workdir / place)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded.params))
+    assert_same(loaded.params, state_of(2).params)
+    assert loaded.step == 2 and loaded.extra["config"] == {"model": {"num_heads": 2}}
+
+
+def test_loads_an_earlier_step(workdir, state_of, assert_same):
+    loaded = load_params(workdir / "checkpoints" / "1")
+    assert loaded.step == 1
+    assert_same(loaded.params, state_of(1).params)
+
+
+def test_damage(workdir, caplog):
+    (workdir / "checkpoints/2/state/_METADATA").write_text("{}")
+    assert load_params(workdir).step == 1
+    assert "Checkpoint 2" in caplog.text and "state/_METADATA" in caplog.text
+    with pytest.raises(CheckpointError, match="checkpoints/2 is damaged: state/_METADATA: size"):
+        load_params(workdir / "checkpoints" / "2")
+
+
+def test_nothing_there(tmp_path, config):
+    with pytest.raises(CheckpointError, match="no checkpoint in .*init_from.path"):
+        load_params(tmp_path)
+    with Checkpointer(tmp_path / "checkpoints", config()) as checkpointer:
+        checkpointer.save(1, {"x": jnp.float32(1)}, {})
+    with pytest.raises(CheckpointError, match="holds no parameters"):
+        load_params(tmp_path)
+
+
+def test_takes_the_shardings_of_the_new_model(workdir, params_of, assert_same):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(4), ("pred_heads",))
+    new = params_of(9, heads=4, trunk=3)
+    new["heads"] = jax.device_put(new["heads"], NamedSharding(mesh, PartitionSpec("pred_heads")))
+    full = NamedSharding(mesh, PartitionSpec())
+    for name in ("embedding", "trunk", "final_norm", "unembedding"):
+        new[name] = jax.device_put(new[name], full)
+    source = load_params(workdir, like=new).params
+    assert source["embedding"]["embedding"].sharding == full
+    assert source["heads"]["mlp_norm"]["scale"].sharding == full  # two heads do not divide by four devices
+    made = initialise_from(source, new, heads=(2, "fresh", 1, 2))
+    for got, want in zip(jax.tree.leaves(made), jax.tree.leaves(new)):
+        assert got.sharding.is_equivalent_to(want.sharding, got.ndim) and got.shape == want.shape
+    old = source["heads"]["mlp_norm"]["scale"]
+    assert_same(np.asarray(made["heads"]["mlp_norm"]["scale"]),
+                np.stack([old[1], new["heads"]["mlp_norm"]["scale"][1], old[0], old[1]]))
+
+
+@pytest.mark.parametrize("heads", [(1, "fresh", 2), (2, 2, 1), ("fresh", "fresh", "fresh"), ("2", "fresh", "1")])
+@pytest.mark.parametrize("unembedding", ["shared", "replicated"])
+@pytest.mark.parametrize("backend", ["jax", "numpy"])
+def test_maps_heads(params_of, assert_same, heads, unembedding, backend):
+    old, new = (params_of(seed, heads=n, unembedding=unembedding) for seed, n in ((1, 2), (2, 3)))
+    if backend == "numpy":
+        old, new = jax.tree.map(np.asarray, old), jax.tree.map(np.asarray, new)
+
+    def expected(a, b):
+        return jnp.stack([b[i] if head == "fresh" else a[int(head) - 1] for i, head in enumerate(heads)])
+
+    want = {**old, "heads": jax.tree.map(expected, old["heads"], new["heads"])}
+    if unembedding == "replicated":
+        want["unembedding"] = {"kernel": expected(old["unembedding"]["kernel"], new["unembedding"]["kernel"])}
+    assert_same(initialise_from(old, new, heads=heads), jax.tree.map(jnp.asarray, want))
+
+
+def test_empty_heads_take_the_same_order(params_of, assert_same):
+    old, new = params_of(1, heads=3), params_of(2, heads=2)
+    made = initialise_from(old, jax.eval_shape(lambda: new))
+    assert_same(made["heads"], jax.tree.map(lambda x: x[:2], old["heads"]))
+    assert_same(made["trunk"], old["trunk"])
+
+
+def test_a_trunk_gets_fresh_heads(params_of, assert_same):
+    old, new = params_of(1), params_of(2, heads=2)
+    del old["heads"]
+    made = initialise_from(old, new, heads=("fresh", "fresh"))
+    assert_same(made, {**old, "heads": new["heads"]})
+    with pytest.raises(ValueError, match="numbered from 1 to 0"):
+        initialise_from(old, new, heads=(1, "fresh"))
+    with pytest.raises(ValueError, match="pass initialised parameters as target"):
+        initialise_from(old, jax.eval_shape(lambda: new), heads=("fresh", "fresh"))
+
+
+@pytest.mark.parametrize("heads, message", [
+    ((), r"has 2 and model.num_heads=3: name the new ones, as in init_from.heads=\(1, 2, 'fresh'\)"),
+    ((1, 2), "has 2 entries for model.num_heads=3: give one for each"),
+    ((0, 1, 2), r"holds 0, but the source's heads are numbered from 1 to 2"),
+    ((1, 2, 3), "holds 3, but the source's heads are numbered from 1 to 2"),
+    ((1, 2, -1), "holds -1"),
+    ((1, 2, True), "holds True"),
+    ((1, 2, 1.0), "holds 1.0"),
+    ((1, 2, "frsh"), 'holds \'frsh\', which is neither a number nor \'fresh\'. Did you mean "fresh"'),
+])
+def test_mistakes_in_heads(params_of, heads, message):
+    with pytest.raises(ValueError, match=message):
+        initialise_from(params_of(1, heads=2), params_of(2, heads=3), heads=heads)
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ({"trunk": 5}, {"trunk": 2}, "has 5 layers and the new model's 2.*raise model.extra_trunk_layers .* by 3"),
+    ({"trunk": 2}, {"trunk": 3}, "has 2 layers and the new model's 3.*lower model.num_layers .* by 1"),
+    ({"width": 6}, {}, r"embedding/embedding: float32\[8, 6\] in the checkpoint, wanted float32\[8, 4\]"),
+    ({"dtype": jnp.bfloat16}, {}, r"heads/mlp_norm/scale: bfloat16\[4\] in the checkpoint, wanted float32\[4\]"),
+    ({"unembedding": "replicated"}, {}, r"unembedding/kernel: float32\[2, 8, 4\].*wanted float32\[8, 4\]"),
+    ({}, {"unembedding": "replicated"}, r"unembedding/kernel: float32\[8, 4\].*wanted float32\[2, 8, 4\]"),
+])
+def test_all_but_the_heads_must_match(params_of, old, new, message):
+    with pytest.raises(CheckpointMismatch, match=message):
+        initialise_from(params_of(1, **old), params_of(2, **new), heads=(1, 2))
+
+
+def test_a_tied_source_does_not_fill_an_untied_model(params_of):
+    old = params_of(1)
+    del old["unembedding"]
+    with pytest.raises(CheckpointMismatch, match="unembedding/kernel: missing in the checkpoint(.|\n)*tie_embedding"):
+        initialise_from(old, params_of(2))

@@ -1,0 +1,68 @@
+"""kill -9 at any moment leaves the run restorable from the last good checkpoint."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtp_jax.checkpoints import reading
+
+WORKER = pathlib.Path(__file__).with_name("kill_worker.py")
+ROOT = WORKER.parents[2]
+
+
+def _start(directory, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen([sys.executable, str(WORKER), str(directory), *map(str, arguments)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _first_step(process):
+    """Waits for the run's first line and returns the step that it goes on from."""
+    line = process.stdout.readline()
+    if not line.startswith("from "):
+        raise AssertionError(line + process.stdout.read() + process.stderr.read())
+    return int(line.split()[1])
+
+
+def test_ten_kills_at_random_moments(tmp_path):
+    directory, rng = tmp_path / "checkpoints", random.Random(0)
+    done, progress, halves = 0, 0, 0
+    for _ in range(10):
+        process = _start(directory, 10**6)
+        start = _first_step(process)
+        assert start >= done, "a finished checkpoint was lost"
+        time.sleep(rng.uniform(0.0, 0.25))
+        process.kill()
+        output = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL
+        done = max([start] + [int(line.split()[1]) for line in output.splitlines() if line.startswith("saved ")])
+        progress += done > start
+        halves += any("orbax-checkpoint-tmp" in path.name for path in directory.iterdir())
+    assert progress >= 5 and halves >= 3, (progress, halves)  # the kills came while it saved, not before
+    process = _start(directory, done + 3)
+    assert _first_step(process) >= done
+    assert process.wait(60) == 0
+    assert [path.name for path in directory.iterdir()] == [str(done + 3)]  # keep_last=1, and no leftovers
+
+
+@pytest.mark.parametrize("moment", ["manifest", "commit", "delete"])
+def test_kills_at_the_seams_of_a_commit(tmp_path, moment):
+    directory = tmp_path / "checkpoints"
+    process = _start(directory, 10, moment, 5)
+    assert _first_step(process) == 0
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert reading.finished_steps(reading.epath.Path(directory)) == ([4, 5] if moment == "delete" else [4])
+    process = _start(directory, 5)  # saves the same step again where it was not finished
+    assert _first_step(process) == (5 if moment == "delete" else 4)
+    assert process.wait(60) == 0
+    process = _start(directory, 6)
+    assert _first_step(process) == 5
+    assert process.wait(60) == 0
+    assert [path.name for path in directory.iterdir()] == ["6"]

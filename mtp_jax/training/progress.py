@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ def _heads(losses: Sequence[float | None]) -> str:
     return " ".join("-" if value is None else f"{value:.2f}" for value in losses)
 
 
+def _has_size(stream: TextIO) -> bool:
+    """Tells whether a terminal says how large it is; on one of no lines, as in some containers, tqdm hides its bar."""
+    try:
+        return os.get_terminal_size(stream.fileno()).lines > 0
+    except OSError:
+        return False
+
+
 class Progress:
     """Shows a run's progress on stderr. Only process 0 prints; elsewhere calls do nothing.
 
@@ -83,8 +92,9 @@ class Progress:
         if self._active and (mode == "bar" or (mode == "auto" and self._stream.isatty())):
             from tqdm import tqdm  # only where a bar is shown
 
-            self._bar = tqdm(initial=first_step, total=num_steps, file=self._stream, dynamic_ncols=True, unit="step",
-                             bar_format="{percentage:3.0f}%|{bar:10}| {n}/{total}{postfix}")
+            size = {"dynamic_ncols": True} if _has_size(self._stream) else {"ncols": 100, "nrows": 24}
+            self._bar = tqdm(initial=first_step, total=num_steps, file=self._stream, unit="step", **size,
+                             bar_format="{percentage:3.0f}%|{bar:8}| {n}/{total}{postfix}")
 
     def advance(self, step: int) -> None:
         """Moves to `step` steps done; cheap, for every step."""
@@ -111,16 +121,17 @@ class Progress:
         if not self._active:
             return
         text, left = summary(record, tflops=tflops), self.seconds_left()
-        eta = "" if left is None or record.step >= self._num_steps else f"  ETA {duration(left)}"
+        eta = "" if left is None or record.step >= self._num_steps else f"ETA {duration(left)}"
         if record.split == "train" and self._bar is not None:
-            self._bar.set_postfix_str(text + eta)
+            self._bar.set_postfix_str(f"{eta}  {text}".lstrip())  # a narrow terminal cuts the end
             return
         now = time.monotonic()
         if record.split == "train":
             if now - self._shown < LINE_SECONDS and record.step < self._num_steps:
                 return
             self._shown = now
-        self.message(f"{record.split} {record.step}/{self._num_steps}  {text}{eta if record.split == 'train' else ''}")
+            text = f"{text}  {eta}".rstrip()
+        self.message(f"{record.split} {record.step}/{self._num_steps}  {text}")
 
     def message(self, text: str) -> None:
         """Prints a line of text, above the bar where there is one."""

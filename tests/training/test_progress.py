@@ -1,6 +1,7 @@
 """The display of a run: a bar, plain lines, who prints, what a line says."""
 
 import io
+import os
 
 import jax
 import pytest
@@ -84,6 +85,27 @@ def test_terminal_gets_a_bar_with_the_numbers_and_messages_above_it():
     text = out.getvalue()
     assert "15/20" in text and "loss 5.432  heads 1.23 -" in text and "\r" in text
     assert "validation 15/20" in text and "checkpoint 15 saved\n" in text
+
+
+def test_narrow_terminal_keeps_the_time_left(clock):
+    out = Terminal()
+    with Progress(mode="bar", first_step=0, num_steps=100, stream=out) as shown:
+        for step in (1, 2):
+            shown.advance(step)
+            clock[0] += 1.0
+        shown.show(record(2))
+    assert "| 2/100, ETA 3m16s  loss 5.432" in out.getvalue()
+
+
+def test_bar_shows_on_a_terminal_that_does_not_know_its_size():
+    controller, terminal = os.openpty()  # a new one has no lines and no columns
+    with os.fdopen(terminal, "w") as stream, Progress(mode="auto", first_step=0, num_steps=2, stream=stream) as shown:
+        shown.advance(1)
+        shown.show(record(1))
+        assert os.get_terminal_size(terminal).lines == 0
+    text = os.read(controller, 10_000).decode()
+    os.close(controller)
+    assert "1/2" in text and "loss 5.432" in text
 
 
 def test_auto_without_a_terminal_has_no_bar():

@@ -26,7 +26,8 @@ help:
 	@echo "make bench         every benchmark; each prints one JSON line a case"
 	@echo "make clean         remove .venv and caches; runs/ stays"
 	@echo
-	@echo "PYTHON=python3.12 picks the interpreter of a new .venv; PIP_ARGS=... is passed to pip."
+	@echo "PYTHON=python3.12 picks the interpreter of a new .venv. PIP_ARGS=... is passed to pip: on Linux torch comes with"
+	@echo "CUDA (several GB) unless PIP_ARGS='--extra-index-url URL' names PyTorch's index of CPU builds."
 
 demo: $(INSTALLED)
 	@echo "Demo: training the experiment code_bytes in runs/code_bytes (run again, it goes on from its checkpoint)"

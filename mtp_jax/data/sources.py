@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import pathlib
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +87,9 @@ def stdlib(config: DataConfig) -> Sequence[Document]:
     """The running Python's own library source without its tests: real code that needs no download."""
     from etils import epath
 
-    del config
+    if config.path:
+        raise ValueError(f"data.path={config.path!r} is not read by data.source='stdlib': set data.source='files' to "
+                         "train on it, or leave data.path empty.")
     root = epath.Path(sysconfig.get_paths()["stdlib"])
     # _sysconfigdata and config-* describe the machine that built this Python, so that hashes would differ.
     documents = [_file(root, path) for path in _walk(root) if path.endswith(".py")
@@ -136,12 +140,21 @@ def _file(root, relative: str) -> Document:
 
 def _walk(root) -> Iterator[str]:
     """Yields the paths under `root`, relative and with slashes, of files that are neither hidden nor caches."""
+    def plain(path) -> str:  # some bucket backends walk without the scheme that they were asked with
+        return os.fspath(path).split("://")[-1].lstrip("/")
+
+    local = "://" not in os.fspath(root)
     for folder, subfolders, names in root.walk():
         # Pruned in place where the file system allows it; the test below holds where it does not.
         subfolders[:] = [name for name in subfolders if not _skipped(name)]
-        inside = folder.relative_to(root)
-        if not any(map(_skipped, inside.parts)):
-            yield from ((inside / name).as_posix() for name in names if not name.startswith("."))
+        inside = pathlib.PurePosixPath(plain(folder)).relative_to(plain(root))
+        if any(map(_skipped, inside.parts)):
+            continue
+        for name in names:
+            relative = (inside / name).as_posix()
+            # Sockets, broken links and links to folders are no files; in a bucket there are none, and asking is slow.
+            if not name.startswith(".") and (not local or os.path.isfile(root / relative)):
+                yield relative
 
 
 def _skipped(folder: str) -> bool:

@@ -3,7 +3,10 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mtp_jax.config import DataConfig
 from mtp_jax.data import Document, open_corpus, register_source, sources
@@ -51,9 +54,38 @@ def test_relative_paths_and_home(project, monkeypatch):
     assert names("~/src") == ["c.py", "deep/er/d.py"]
 
 
-def test_links_that_form_a_loop_are_not_followed(project):
+def test_links_to_folders_broken_links_and_pipes_are_no_files(project):
+    before = names(project)
     os.symlink(project, os.path.join(project, "src", "loop"))
-    assert "src/loop/a.py" not in names(project)
+    os.symlink("nowhere", os.path.join(project, "broken.py"))
+    os.mkfifo(os.path.join(project, "pipe.py"))
+    assert names(project) == before
+    os.symlink("a.py", os.path.join(project, "link.py"))
+    assert names(project) == sorted([*before, "link.py"])
+
+
+class Bucket(MemoryFileSystem):
+    """A bucket in memory; like the real ones it walks without the scheme."""
+
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + str(path).removeprefix("gs://").strip("/")
+
+
+def test_a_bucket(monkeypatch):
+    bucket = Bucket()
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: bucket)
+    for name in ("a.py", "src/b.py", "src/c.txt", ".git/config"):
+        bucket.pipe(f"gs://mine/corpus/{name}", f"text of {name}".encode())
+    assert names("gs://mine/corpus") == ["a.py", "src/b.py", "src/c.txt"]
+    assert names("gs://mine/corpus/**/*.py") == ["a.py", "src/b.py"]
+    corpus = open_corpus(DataConfig(source="files", path="gs://mine/corpus", batch_size=1, seq_len=8))
+    assert "text of src/b.py" in corpus.tokenizer.decode(np.concatenate([r.tokens for r in corpus.rows.values()]))
+    with pytest.raises(ValueError, match=r"does not exist\. Did you mean \"gs://mine/corpus\"\?"):
+        open_corpus(DataConfig(source="files", path="gs://mine/corpse"))
 
 
 def test_stdlib_is_code_without_tests():
@@ -75,6 +107,11 @@ def test_unknown_source_suggests_the_nearest():
 def test_empty_path_says_what_to_set():
     with pytest.raises(ValueError, match=r"data\.path='' is empty.*set data\.path to a folder"):
         open_corpus(DataConfig(source="files"))
+
+
+def test_a_path_that_no_source_reads_is_refused(project):
+    with pytest.raises(ValueError, match=r"data\.path='.*' is not read by data\.source='stdlib': set data\.source='files'"):
+        open_corpus(DataConfig(source="stdlib", path=project))
 
 
 def test_missing_path_names_the_nearest_sibling(project):

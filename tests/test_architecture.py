@@ -77,11 +77,12 @@ def test_every_part_has_a_rank():
     ("decoding/x.py", "from mtp_jax.training.loop import run", "does not stand on the training loop"),
     ("analysis/x.py", "from mtp_jax.training import loop", "does not stand on the training loop"),
     ("training/x.py", "from mtp_jax import train", "nothing imports a command"),
+    ("training/x.py", "from mtp_jax import commands", "commands does not lie below training"),
     ("training/x.py", "import experiments.code_bytes", "nothing in the package imports an experiment"),
     ("evaluation/x.py", "from mtp_jax.decoding import a", None),
     ("analysis/x.py", "from mtp_jax.training.logs import Record", None),
     ("training/x.py", "from mtp_jax.training import loop\nfrom mtp_jax import __version__", None),
-    ("train.py", "from mtp_jax.training import loop", None),
+    ("train.py", "from mtp_jax.training import loop\nfrom mtp_jax import commands", None),
 ])
 def test_the_order_is_noticed(file, line, message, tmp_path):
     path = tmp_path / "mtp_jax" / file

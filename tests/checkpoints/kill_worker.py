@@ -1,7 +1,7 @@
 """A run that does nothing but save: `python kill_worker.py DIRECTORY LAST_STEP [MOMENT STEP]`.
 
-It goes on from the newest checkpoint, checks that it holds what its step must hold, and saves every step until LAST_STEP.
-MOMENT is a place in the save of STEP where the process kills itself: "manifest", "commit" or "delete".
+It goes on from the newest checkpoint, checks that it holds what its step must hold, and saves every step until
+LAST_STEP. MOMENT is a place in the save of STEP where the process kills itself: "manifest", "commit" or "delete".
 """
 
 import os
@@ -17,8 +17,9 @@ SIZE = 100_000
 
 def state_at(step: int) -> dict:
     """The state that step must hold."""
-    return {"step": jnp.int32(step), "params": {"w": jnp.full((SIZE,), step, jnp.float32).at[0].set(-step)},
-            "opt_state": ({"mu": jnp.arange(10.0) * step},)}
+    state = {"step": np.int32(step), "params": {"w": np.full(SIZE, step, np.float32)},
+             "opt_state": ({"mu": np.arange(10, dtype=np.float32) * step},)}
+    return jax.tree.map(jnp.asarray, state)
 
 
 def check(restored) -> None:
@@ -41,7 +42,7 @@ def main() -> None:
         def wrapped(*args, **kwargs):
             if not first:
                 function(*args, **kwargs)
-            if moment == here and str(when) in str(args[0]):
+            if moment == here and args[0].name.split(".")[0] == str(when):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs) if first else None
         return wrapped

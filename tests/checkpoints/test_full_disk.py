@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.checkpoints import Checkpointer, CheckpointError, checkpointer as module, errors, integrity
+from mtp_jax.checkpoints import Checkpointer, CheckpointError, errors, integrity
+from mtp_jax.checkpoints import checkpointer as module
 
 
 def _state(step):

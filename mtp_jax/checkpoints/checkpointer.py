@@ -134,12 +134,10 @@ class Checkpointer:
         Raises:
           CheckpointError: the last save failed.
         """
-        try:
-            self.wait()
-        finally:
-            manager, self._manager = self._manager, None
-            if manager is not None:
-                manager.close()
+        self.wait()  # a failed save has closed the manager already
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
 
     def steps(self) -> list[int]:
         """Returns the steps with a finished checkpoint, ascending; a save that still runs is not among them."""
@@ -165,7 +163,7 @@ class Checkpointer:
           CheckpointError: every checkpoint is damaged, or the newest one is of a newer format.
           CheckpointMismatch: a leaf is missing, too many, misshapen or mistyped; no older checkpoint is tried.
         """
-        self.wait()
+        self.close()  # the next save looks at the directory anew, for damaged checkpoints may have to go
         found = reading.newest_undamaged(self._directory, verify=self._config.verify)
         if found.step is None:
             return None
@@ -184,15 +182,11 @@ class Checkpointer:
 
     def _writer(self) -> Any:
         """Returns Orbax's manager, made at the first save, with damaged checkpoints out of its way."""
-        renamed = bool(self._damaged)
-        if jax.process_index() == 0:
-            for step in sorted(self._damaged):
-                self._set_aside(step)
-        self._damaged.clear()
         if self._manager is None:
+            for step in sorted(self._damaged):  # known to process 0 alone; the others wait for it in _manager
+                self._set_aside(step)
+            self._damaged.clear()
             self._manager = _manager(self._directory, self._config)
-        elif renamed:
-            self._manager.reload()
         return self._manager
 
     def _set_aside(self, step: int) -> None:

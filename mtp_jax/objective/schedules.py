@@ -7,20 +7,22 @@ A schedule of your own is a function under `@register_schedule("name")`, here or
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.config import check_choice, ObjectiveConfig
+from mtp_jax.config import ObjectiveConfig, check_choice
 
-Schedule = Callable[[ObjectiveConfig, int, int, jax.Array], jax.Array]
+Schedule = Callable[[ObjectiveConfig, int, int, Any], jax.Array]
 
 SCHEDULES: dict[str, Schedule] = {}
-_HEADS_MAY_REST: dict[str, bool] = {}
+MayRest = bool | Callable[[ObjectiveConfig], bool]
+_HEADS_MAY_REST: dict[str, MayRest] = {}
 
 
-def register_schedule(name: str, *, heads_may_rest: bool) -> Callable[[Schedule], Schedule]:
+def register_schedule(name: str, *, heads_may_rest: MayRest) -> Callable[[Schedule], Schedule]:
     """Registers a schedule under `name`; a decorator.
 
     The function takes (config, num_heads, horizon in steps, step as a traced int32 scalar) and returns weights_N >= 0.
@@ -28,7 +30,8 @@ def register_schedule(name: str, *, heads_may_rest: bool) -> Callable[[Schedule]
 
     Args:
       name: the value of config.objective.schedule.
-      heads_may_rest: whether a weight can be 0 at some step. Such heads are then skipped at run time.
+      heads_may_rest: whether a weight can be 0 at some step, or a function that tells it of the config. Such heads are
+        then skipped at run time.
 
     Raises:
       ValueError: the name is taken.
@@ -40,6 +43,12 @@ def register_schedule(name: str, *, heads_may_rest: bool) -> Callable[[Schedule]
         return schedule
 
     return register
+
+
+def _may_rest(config: ObjectiveConfig) -> bool:
+    """Tells whether the schedule itself gives a head the weight 0 at some step."""
+    may_rest = _HEADS_MAY_REST[config.schedule]
+    return may_rest(config) if callable(may_rest) else may_rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +68,9 @@ class HeadWeights:
     @property
     def heads_may_rest(self) -> bool:
         """Whether a head's weight is 0 at some step."""
-        return _HEADS_MAY_REST[self.config.schedule] or 0.0 in self.config.head_weights
+        return _may_rest(self.config) or 0.0 in self.config.head_weights
 
-    def __call__(self, step: jax.Array) -> jax.Array:
+    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
         """Returns weights_N, fp32, for the step that starts with `step` steps done."""
         weights_N = SCHEDULES[self.config.schedule](self.config, self.num_heads, self.horizon, step)
         if self.config.head_weights:
@@ -79,9 +88,14 @@ def head_weights(config: ObjectiveConfig, num_heads: int, horizon: int) -> HeadW
     """Builds the weights of a run.
 
     Raises:
-      ValueError: the schedule is unknown; the nearest name is suggested.
+      ValueError: the schedule is unknown (the nearest name is suggested), or leaves no head a weight at some step.
     """
     check_choice("objective.schedule", config.schedule, SCHEDULES)
+    alone = config.schedule in ("deepseek", "forward", "reverse") and _may_rest(config)
+    if alone and config.head_weights and config.head_weights[0] == 0:
+        raise ValueError(f"objective.head_weights={config.head_weights} gives head 1 no weight, so every head has "
+                         f"weight 0 while objective.schedule={config.schedule!r} trains head 1 alone: give it a "
+                         "weight, or choose another schedule.")
     return HeadWeights(config, num_heads, horizon)
 
 
@@ -92,7 +106,8 @@ def constant(config: ObjectiveConfig, num_heads: int, horizon: int, step: jax.Ar
     return jnp.ones(num_heads)
 
 
-@register_schedule("deepseek", heads_may_rest=False)
+@register_schedule("deepseek", heads_may_rest=lambda config: 0 in (config.further_weight_initial,
+                                                                   config.further_weight_final))
 def deepseek(config: ObjectiveConfig, num_heads: int, horizon: int, step: jax.Array) -> jax.Array:
     """Head 1 has 1; heads 2..N share `further_weight_initial`, and from `switch_fraction` of the horizon on
     `further_weight_final` (DeepSeek-V3, arXiv 2412.19437, section 4.2: 0.3, then 0.1)."""
@@ -102,8 +117,12 @@ def deepseek(config: ObjectiveConfig, num_heads: int, horizon: int, step: jax.Ar
 
 
 def _stage(num_heads: int, horizon: int, step: jax.Array) -> jax.Array:
-    """Returns which of N equal parts of the horizon `step` lies in, from 0; in whole numbers, so that edges are exact."""
-    return jnp.minimum(jnp.asarray(step, jnp.int32) * num_heads // horizon, num_heads - 1)
+    """Returns which of N equal parts of the horizon `step` lies in, from 0.
+
+    floor(step N / horizon) by the first steps of the parts, whole numbers of Python: int32 would overflow in a product.
+    """
+    starts = [-(-part * horizon // num_heads) for part in range(1, num_heads)]
+    return sum((jnp.asarray(step >= start, jnp.int32) for start in starts), jnp.zeros((), jnp.int32))
 
 
 @register_schedule("forward", heads_may_rest=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging as python_logging
 import sys
-from typing import Any, Callable, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 

@@ -117,7 +117,7 @@ class ComputeConfig:
     """How the same mathematics is run. May change on resume; results then agree to rounding, not bit for bit."""
 
     remat: str = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
-    scan_layers: bool | None = None  # lax.scan over trunk layers; None: on, but on CPU, where unrolled is faster
+    scan_layers: bool | None = None  # lax.scan over layers and heads; None: on, but on CPU without remat: slow there
     run_heads: str = "auto"  # "scan" (flat memory) or "vmap"; "auto": vmap only if the mesh shards pred_heads
     attention: str = "auto"  # attention kernel by name; "auto": the platform's; see mtp_jax/model/attention.py
     logits_bytes: int = 2**26  # largest block of fp32 logits on one device, bytes; sets the loss's number of chunks

@@ -121,12 +121,13 @@ class Checkpointer:
         """
         if self._pending is None:
             return
-        (step, needed), self._pending = self._pending, None
+        step, needed = self._pending
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            self._pending = None
             raise self._failure(error, step, needed) from error
-        self._current = step
+        self._current, self._pending = step, None  # only now, for Ctrl-C may end the waiting
 
     def close(self) -> None:
         """Waits for the last save and ends the threads that write.

@@ -13,7 +13,7 @@ from flax import nnx
 from mtp_jax.config import ModelConfig
 from mtp_jax.model.heads import get_head_kind
 from mtp_jax.model.layers import Block, RMSNorm, RowContext, parameter, row_context
-from mtp_jax.model.stacks import Execution, checkpoint, scan, split_module
+from mtp_jax.model.stacks import PLAIN, Execution, checkpoint, scan, split_module
 from mtp_jax.parallel import constrain
 
 Params = dict[str, Any]
@@ -88,7 +88,7 @@ class MultiTokenLM(nnx.Module):
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, positions_BxL: jax.Array, *,
                  weights_N: jax.Array | None = None, detach_trunk: bool = False,
-                 execution: Execution = Execution()) -> jax.Array:
+                 execution: Execution = PLAIN) -> jax.Array:
         """Runs trunk and heads.
 
         Args:
@@ -150,10 +150,11 @@ class ModelSpec:
         graph, state = nnx.split(nnx.eval_shape(lambda: MultiTokenLM(config, nnx.Rngs(0))))
         axes: Params = {}
         for path, variable in nnx.to_flat_state(state):
+            *parents, leaf = map(str, path)
             node = axes
-            for name in path[:-1]:
+            for name in parents:
                 node = node.setdefault(name, {})
-            node[path[-1]] = variable.get_metadata()["logical_axes"]
+            node[leaf] = variable.get_metadata()["logical_axes"]
         return cls(config, graph, nnx.to_pure_dict(state), axes)
 
     def init(self, key: jax.Array) -> Params:

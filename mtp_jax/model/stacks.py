@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtp_jax.config import check_choice, ComputeConfig
+from mtp_jax.config import ComputeConfig, check_choice
 
 PyTree = Any
 
@@ -36,7 +37,8 @@ class Execution:
 
     Attributes:
       remat: policy by name, see `checkpoint`.
-      unroll: repeat the body in the program instead of a loop. Faster on CPU; on TPU and GPU it only costs compile time.
+      unroll: repeat the body in the program instead of a loop. Faster on CPU, but there it undoes remat (the compiler
+        merges what is recomputed with what was computed); on TPU and GPU it costs compile time.
       heads_abreast: heads computed side by side by vmap; the rest one after the other. Divides N.
       heads_axis: mesh axis that the heads abreast are spread over, or None.
       skip_idle_heads: leave out heads of weight 0 at run time. False where no weight can become 0, since the branch
@@ -50,6 +52,9 @@ class Execution:
     heads_axis: str | None = None
     skip_idle_heads: bool = False
     kernel: str = "xla"
+
+
+PLAIN = Execution()
 
 
 def resolve_execution(compute: ComputeConfig, *, num_heads: int, pred_heads_axis: int, platform: str, kernel: str,
@@ -74,7 +79,9 @@ def resolve_execution(compute: ComputeConfig, *, num_heads: int, pred_heads_axis
         raise ValueError(f"compute.run_heads='scan' with pred_heads:{pred_heads_axis} in parallel.mesh would gather "
                          "every head on every device: choose 'vmap' or 'auto'.")
     abreast = num_heads if compute.run_heads == "vmap" and pred_heads_axis == 1 else pred_heads_axis
-    scan = platform != "cpu" if compute.scan_layers is None else compute.scan_layers
+    scan = compute.scan_layers
+    if scan is None:
+        scan = platform != "cpu" or compute.remat != "none"
     return Execution(compute.remat, not scan, abreast, "pred_heads" if pred_heads_axis > 1 else None,
                      skip_idle_heads, kernel)
 
@@ -98,7 +105,7 @@ def scan(body: Callable, carry: PyTree, stacked: PyTree, unroll: bool) -> tuple[
     pieces = [[part[0] for part in jnp.split(leaf, length)] for leaf in leaves]
     outputs = []
     for i in range(length):
-        carry, output = body(carry, tree.unflatten([piece[i] for piece in pieces]))
+        carry, output = body(carry, jax.tree.unflatten(tree, [piece[i] for piece in pieces]))
         outputs.append(output)
     return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 

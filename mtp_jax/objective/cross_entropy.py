@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.model.stacks import Execution, fold_heads
+from mtp_jax.model.stacks import PLAIN, Execution, fold_heads
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +59,7 @@ def num_chunks(rows: int, length: int, vocab_size: int, logits_bytes: int) -> in
 
 def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
                       scale_N: jax.Array, *, vocab_size: int, chunks: int = 1,
-                      execution: Execution = Execution()) -> tuple[jax.Array, HeadSums]:
+                      execution: Execution = PLAIN) -> tuple[jax.Array, HeadSums]:
     """Returns the weighted loss over all heads, differentiable in the states and the unembedding.
 
     loss = sum_k scale_k sum_i mask_ki (logsumexp(logits_ki) - logits_ki[target_ki])
@@ -88,7 +88,7 @@ def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBx
 
 def mtp_evaluate(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
                  active_N: jax.Array, *, vocab_size: int, chunks: int = 1,
-                 execution: Execution = Execution()) -> tuple[HeadSums, jax.Array]:
+                 execution: Execution = PLAIN) -> tuple[HeadSums, jax.Array]:
     """Returns the sums a head and what each head would have said, without forming a gradient.
 
     Args:
@@ -185,7 +185,8 @@ def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL,
         totals["unembedding_gradient"] = jnp.zeros(matrix_VxD.shape, wide)
 
     def chunk(totals, inputs):
-        added, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
+        h, targets, mask = inputs
+        added, outputs = _one_chunk(static, wide, h, targets, mask, matrix_VxD, scale)
         return jax.tree.map(jnp.add, totals, added), outputs
 
     if C == 1:

@@ -17,7 +17,8 @@ import mtp_jax
 from mtp_jax.checkpoints import Checkpointer, initialise_from, load_params
 from mtp_jax.config import Config, to_dict
 from mtp_jax.data import Corpus
-from mtp_jax.training import flops, signals, workdir as workdirs
+from mtp_jax.training import flops, signals
+from mtp_jax.training import workdir as workdirs
 from mtp_jax.training.logs import Record, RunLog
 from mtp_jax.training.program import Program
 from mtp_jax.training.progress import Progress

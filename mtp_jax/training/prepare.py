@@ -63,7 +63,7 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
 
 def set_compile_cache(folder: str) -> None:
     """Keeps compiled programs in a folder, so that the next start need not compile; JAX's own settings go first."""
-    if folder == "off" or jax.config.jax_compilation_cache_dir:
+    if folder == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if folder == "auto":
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -93,6 +93,7 @@ def describe(run: Run, default: Config, command: str) -> str:
         groups[group] = groups.get(group, 0) + int(np.prod(leaf.shape))
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.layout.mesh.shape.items() if size > 1) or "1 device"
     execution = program.execution
+    stacks = "unrolled" if execution.unroll else "scanned"
     heads = (f"{config.model.num_heads} {config.model.head_kind} heads, {config.model.unembedding} unembedding, "
              f"reduction {config.objective.reduction}, weights {config.objective.schedule}")
     return "\n".join([
@@ -102,7 +103,7 @@ def describe(run: Run, default: Config, command: str) -> str:
         f"model       {count(program.spec.num_params)} parameters ("
         + ", ".join(f"{name} {count(size)}" for name, size in groups.items()) + f"); {heads}",
         f"devices     {program.layout.mesh.size} x {program.layout.mesh.devices.flat[0].device_kind}, mesh {mesh}; "
-        f"attention {execution.kernel}, remat {execution.remat}, layers {'unrolled' if execution.unroll else 'scanned'}",
+        f"attention {execution.kernel}, remat {execution.remat}, layers {stacks}",
         f"a step      {count(config.data.batch_size * config.data.seq_len)} tokens, "
         f"{count(program.flops_per_token)}FLOP a token; {config.train.num_steps} steps in all",
         f"memory      about {program.estimated_bytes() / 2**20:,.0f} MiB a device, of which state "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,8 +45,8 @@ class Program:
     layout: Layout
     execution: Execution
     weights: HeadWeights
-    state: TrainState
-    batch: Batch
+    state: Any
+    batch: dict[str, Any]
     init: Callable[..., Any]
     train_step: Callable[..., Any]
     validation_step: Callable[..., Any]
@@ -138,8 +139,10 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
     optimizer = make_optimizer(config.optimizer, partition(spec.axes, trainable)[0])
     opt_shapes, opt_shardings = state_shardings(optimizer, partition(spec.shapes, trainable)[0],
                                                 partition(shardings, trainable)[0], layout.replicated)
-    state_shape = TrainState(jax.ShapeDtypeStruct((), np.int32), spec.shapes, opt_shapes)
-    state_sharding = TrainState(layout.replicated, shardings, opt_shardings)
+    step_shape: Any = jax.ShapeDtypeStruct((), np.int32)
+    step_sharding: Any = layout.replicated
+    state_shape = TrainState(step_shape, spec.shapes, opt_shapes)
+    state_sharding = TrainState(step_sharding, shardings, opt_shardings)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                          state_shape, state_sharding)
     shape = (config.data.batch_size, config.data.seq_len)

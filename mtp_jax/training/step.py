@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,16 @@ import optax
 
 from mtp_jax.config import Config
 from mtp_jax.model import Execution, ModelSpec, get_head_kind
-from mtp_jax.objective import (AgreementSums, HeadSums, HeadWeights, agreement_sums, mtp_cross_entropy, mtp_evaluate,
-                               multi_token_targets, num_chunks)
+from mtp_jax.objective import (
+    AgreementSums,
+    HeadSums,
+    HeadWeights,
+    agreement_sums,
+    mtp_cross_entropy,
+    mtp_evaluate,
+    multi_token_targets,
+    num_chunks,
+)
 from mtp_jax.parallel import Layout, constrain, use_layout
 from mtp_jax.training import optimizer as optimizers
 from mtp_jax.training.state import Params, TrainState, combine, partition
@@ -143,7 +151,7 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
                 updates = optimizers.rest_idle_heads(updates, trainable_axes, kind.active(weights_N))
             lr = rate(state.step + 1)
             params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
-            metrics = StepMetrics(loss, sums, weights_N, optax.global_norm(grads), jnp.asarray(lr, jnp.float32))
+            metrics = StepMetrics(loss, sums, weights_N, optax.tree.norm(grads), jnp.asarray(lr, jnp.float32))
             return TrainState(state.step + 1, combine(params, frozen), opt_state), metrics
 
     def validate(params: Params, step: jax.Array, batch: Batch) -> ValidationSums:

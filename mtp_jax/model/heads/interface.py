@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtp_jax.config import check_choice, ModelConfig
+from mtp_jax.config import ModelConfig, check_choice
 from mtp_jax.model.layers import RowContext
 from mtp_jax.model.stacks import Execution
 

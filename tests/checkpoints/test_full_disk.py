@@ -3,6 +3,8 @@
 import errno
 import shutil
 import subprocess
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,29 @@ def test_error_of_a_background_save_surfaces(tmp_path, config, monkeypatch, surf
          "close": checkpointer.close}[surface]()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]  # keep_last=1 deleted nothing
     checkpointer.close()
+
+
+def test_no_thread_outlives_a_directory_that_cannot_be_made(tmp_path, config, monkeypatch):
+    from orbax.checkpoint import path
+
+    mkdir = path.atomicity.async_path.mkdir
+
+    async def full(directory, *args, **kwargs):
+        if directory.name.startswith("state"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await mkdir(directory, *args, **kwargs)
+
+    with Checkpointer(tmp_path / "checkpoints", config()) as checkpointer:
+        checkpointer.save(1, _state(1), {})
+        checkpointer.wait()
+        monkeypatch.setattr(path.atomicity.async_path, "mkdir", full)
+        with pytest.raises(CheckpointError, match="disk is full: checkpoint 2"):
+            checkpointer.save(2, _state(2), {})
+            checkpointer.wait()
+    deadline = time.monotonic() + 5
+    while any("async" in thread.name or "handler" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, threading.enumerate()  # the process could not end before they do
+        time.sleep(0.05)
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path, config, monkeypatch):

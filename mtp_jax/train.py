@@ -26,7 +26,7 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
     def run() -> int:
         from mtp_jax.analysis import report  # the imports that take seconds: --help does without them
         from mtp_jax.checkpoints import CheckpointError
-        from mtp_jax.training import loop, prepare
+        from mtp_jax.training import loop, prepare, signals
 
         try:
             prepared = prepare.prepare(from_config_dict(overridden.value), _WORKDIR.value)
@@ -37,7 +37,7 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
             status = prepared.dry_run() if _DRY_RUN.value else prepared.train()
         except (loop.NonFiniteLoss, CheckpointError) as error:
             return commands.fail(error)
-        if not _DRY_RUN.value and prepared.is_first_process:
+        if status == signals.DONE and not _DRY_RUN.value and prepared.is_first_process:
             print(report.report(prepared.workdir))
         return status
 

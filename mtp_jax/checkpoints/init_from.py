@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,10 @@ def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) 
     Raises:
       CheckpointError: there is no checkpoint, it is damaged (for a workdir: each is), or it holds no parameters.
     """
-    checkpoint = _locate(epath.Path(path).expanduser(), verify=verify)
+    path = epath.Path(path).expanduser()
+    if "://" not in str(path):
+        path = epath.Path(os.path.abspath(path))  # Orbax reads from absolute paths only
+    checkpoint = _locate(path, verify=verify)
     stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
               if name.startswith(_PARAMS)}
     if not stored:

@@ -90,10 +90,19 @@ class Run:
         state = self.program.init(jax.random.key(self.config.train.seed))
         if self.config.init_from.path:
             source = load_params(self.config.init_from.path, like=state.params, verify=self.config.checkpoint.verify)
+            self.check_head_kind(source.extra)
             params = initialise_from(source.params, state.params, heads=self.config.init_from.heads)
             state = dataclasses.replace(state, params=params)
             logging.info("Starting from the parameters of %s.", source.path)
         return state, 0, 0
+
+    def check_head_kind(self, extra: dict[str, Any]) -> None:
+        """Raises ValueError if heads of another kind would be taken over: their shapes may be the same."""
+        kind = extra.get("config", {}).get("model", {}).get("head_kind")
+        wanted, heads = self.config.model.head_kind, self.config.init_from.heads
+        if kind is not None and kind != wanted and any(entry != "fresh" for entry in heads or (1,)):
+            raise ValueError(f"init_from.path={self.config.init_from.path!r} holds {kind!r} heads and model.head_kind="
+                             f"{wanted!r}: set model.head_kind={kind!r}, or every entry of init_from.heads to 'fresh'.")
 
     def train(self) -> int:
         """Trains to the last step or until told to stop.

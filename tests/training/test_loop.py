@@ -165,6 +165,12 @@ def test_init_from_takes_trunk_and_heads(unbroken, corpus, tmp_path):
     assert run.train() == signals.DONE
 
 
+def test_init_from_refuses_heads_of_another_kind(unbroken, corpus, tmp_path):
+    config = small(corpus, model__head_kind="causal", init_from__path=str(unbroken))
+    with pytest.raises(ValueError, match="holds 'parallel' heads and model.head_kind='causal'"):
+        prepare.prepare(config, tmp_path).train()
+
+
 def test_the_description_has_what_a_reader_needs(corpus, tmp_path):
     run = prepare.prepare(small(corpus), tmp_path)
     text = prepare.describe(run, small(corpus, model__d_model=32), "python -m x")

@@ -38,11 +38,13 @@ def define_config(config: Any) -> flags.FlagHolder:
     from ml_collections import config_flags  # only commands that take a config need it
 
     try:
-        return config_flags.DEFINE_config_dict("config", config, _settings(config))
+        holder = config_flags.DEFINE_config_dict("config", config, _settings(config))
     except (KeyError, AttributeError) as error:  # it reads sys.argv here, and a wrong path surfaces as one of these
         cause = error.args[0] if error.args else error
         text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
         sys.exit(fail("--config has no field " + text.replace("\n", ". ")))
+    flags.FLAGS["config"].default_as_str = None  # --help need not show them a second time, as YAML
+    return holder
 
 
 def fail(message: Any) -> int:

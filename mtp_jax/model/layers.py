@@ -15,6 +15,7 @@ from flax import nnx
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.model.attention import attention
+from mtp_jax.model.primitives import project, rms_norm, rotary, rotary_tables, swiglu
 from mtp_jax.parallel import constrain
 
 Stack = tuple[tuple[str, int], ...]
@@ -28,8 +29,8 @@ class RowContext:
     Attributes:
       segments_BxL: document number in the row, from 1; 0 is padding.
       positions_BxL: position in the document.
-      cos_BxLxC: cosine of the rotary angles, fp32 (fp64 in fp64), the halves of C alike.
-      sin_BxLxC: sine of them.
+      cos_BxLxC: from `rotary_tables`, fp32 (fp64 in fp64).
+      sin_BxLxC: likewise.
       kernel: name of the attention kernel.
     """
 
@@ -42,12 +43,9 @@ class RowContext:
 
 def row_context(config: ModelConfig, segments_BxL: jax.Array, positions_BxL: jax.Array, kernel: str) -> RowContext:
     """Computes the rotary angles of the rows and bundles them with the segments."""
-    dtype = jnp.promote_types(jnp.float32, config.dtype)
-    C = config.attention_head_dim
-    frequency_C = config.rope_theta ** (-jnp.arange(0, C, 2, dtype=dtype) / C)
-    angle_BxLxC = positions_BxL.astype(dtype)[:, :, None] * frequency_C[None, None, :]
-    angle_BxLxC = jnp.concatenate([angle_BxLxC, angle_BxLxC], axis=-1)
-    return RowContext(segments_BxL, positions_BxL, jnp.cos(angle_BxLxC), jnp.sin(angle_BxLxC), kernel)
+    cos_BxLxC, sin_BxLxC = rotary_tables(positions_BxL, config.attention_head_dim, theta=config.rope_theta,
+                                         dtype=jnp.promote_types(jnp.float32, config.dtype))
+    return RowContext(segments_BxL, positions_BxL, cos_BxLxC, sin_BxLxC, kernel)
 
 
 def parameter(rngs: nnx.Rngs, config: ModelConfig, stack: Stack, shape: tuple[int, ...], axes: tuple[str, ...],
@@ -75,20 +73,7 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, config, stack, (size or config.d_model,), ("norm",), None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = self.scale[...].astype(wide.dtype)
-        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-                ).astype(x.dtype)
-
-
-def rotate(x_BxLxAxC: jax.Array, context: RowContext) -> jax.Array:
-    """Rotary embedding on half-split pairs: feature c goes with feature c + C/2 (the Hugging Face convention)."""
-    wide = x_BxLxAxC.astype(context.cos_BxLxC.dtype)
-    first, second = jnp.split(wide, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (wide * context.cos_BxLxC[:, :, None, :] + turned * context.sin_BxLxC[:, :, None, :]
-            ).astype(x_BxLxAxC.dtype)
+        return rms_norm(x, self.scale[...], self.eps)
 
 
 class Attention(nnx.Module):
@@ -105,20 +90,20 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(config, rngs, stack, C)
             self.key_norm = RMSNorm(config, rngs, stack, C)
-        self.dtype = config.dtype
 
     def __call__(self, x_BxLxD: jax.Array, context: RowContext) -> jax.Array:
-        q_BxLxAxC = jnp.einsum("bld,dac->blac", x_BxLxD, self.query[...].astype(self.dtype))
-        k_BxLxKxC = jnp.einsum("bld,dkc->blkc", x_BxLxD, self.key[...].astype(self.dtype))
-        v_BxLxKxC = jnp.einsum("bld,dkc->blkc", x_BxLxD, self.value[...].astype(self.dtype))
+        q_BxLxAxC = project(x_BxLxD, self.query[...])
+        k_BxLxKxC = project(x_BxLxD, self.key[...])
+        v_BxLxKxC = project(x_BxLxD, self.value[...])
         if self.qk_norm:
             q_BxLxAxC, k_BxLxKxC = self.query_norm(q_BxLxAxC), self.key_norm(k_BxLxKxC)
-        q_BxLxAxC = constrain(rotate(q_BxLxAxC, context), "batch", "length", "heads", None)
-        k_BxLxKxC = constrain(rotate(k_BxLxKxC, context), "batch", "length", "kv_heads", None)
+        q_BxLxAxC, k_BxLxKxC = (rotary(x, context.cos_BxLxC, context.sin_BxLxC) for x in (q_BxLxAxC, k_BxLxKxC))
+        q_BxLxAxC = constrain(q_BxLxAxC, "batch", "length", "heads", None)
+        k_BxLxKxC = constrain(k_BxLxKxC, "batch", "length", "kv_heads", None)
         v_BxLxKxC = constrain(v_BxLxKxC, "batch", "length", "kv_heads", None)
         o_BxLxAxC = attention(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, context.segments_BxL, context.positions_BxL,
                               kernel=context.kernel)
-        return jnp.einsum("blac,acd->bld", o_BxLxAxC, self.out[...].astype(self.dtype))
+        return project(o_BxLxAxC, self.out[...], inputs=2)
 
 
 class MLP(nnx.Module):
@@ -129,13 +114,12 @@ class MLP(nnx.Module):
         self.gate = parameter(rngs, config, stack, (D, F), ("embed", "mlp"), config.init_std)
         self.up = parameter(rngs, config, stack, (D, F), ("embed", "mlp"), config.init_std)
         self.down = parameter(rngs, config, stack, (F, D), ("mlp", "embed"), output_std(config))
-        self.dtype = config.dtype
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        gate_BxLxF = jnp.einsum("bld,df->blf", x_BxLxD, self.gate[...].astype(self.dtype))
-        up_BxLxF = jnp.einsum("bld,df->blf", x_BxLxD, self.up[...].astype(self.dtype))
-        inner_BxLxF = constrain(nnx.silu(gate_BxLxF) * up_BxLxF, "batch", "length", "mlp")
-        return jnp.einsum("blf,fd->bld", inner_BxLxF, self.down[...].astype(self.dtype))
+        gate_BxLxF = project(x_BxLxD, self.gate[...])
+        up_BxLxF = project(x_BxLxD, self.up[...])
+        inner_BxLxF = constrain(swiglu(gate_BxLxF, up_BxLxF), "batch", "length", "mlp")
+        return project(inner_BxLxF, self.down[...])
 
 
 class Block(nnx.Module):

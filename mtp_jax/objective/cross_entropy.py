@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.model.primitives import outer_sum, project
 from mtp_jax.model.stacks import PLAIN, Execution, fold_heads
 
 
@@ -200,7 +201,7 @@ def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL,
 def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD, scale) -> tuple[dict, dict]:
     """Returns what is added up over chunks and what is laid side by side; the only place where logits exist."""
     V = matrix_VxD.shape[0]
-    logits_BxLxV = jnp.einsum("bld,vd->blv", h_BxLxD, matrix_VxD, preferred_element_type=wide)
+    logits_BxLxV = project(h_BxLxD, matrix_VxD.T, preferred_element_type=wide)
     ids_V = jnp.arange(V, dtype=jnp.int32).reshape(1, 1, V)
     if static.vocab_size < V:
         logits_BxLxV = jnp.where(ids_V < static.vocab_size, logits_BxLxV, -jnp.inf)
@@ -221,6 +222,6 @@ def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD
         factor_BxL = weight_BxL * scale.astype(wide)
         gradient_BxLxV = (exp_BxLxV * (factor_BxL / total_BxL)[:, :, None]
                           - jnp.where(hit_BxLxV, factor_BxL[:, :, None], 0)).astype(h_BxLxD.dtype)
-        outputs["h_gradient"] = jnp.einsum("blv,vd->bld", gradient_BxLxV, matrix_VxD)
-        added["unembedding_gradient"] = jnp.einsum("blv,bld->vd", gradient_BxLxV, h_BxLxD, preferred_element_type=wide)
+        outputs["h_gradient"] = project(gradient_BxLxV, matrix_VxD)
+        added["unembedding_gradient"] = outer_sum(gradient_BxLxV, h_BxLxD, preferred_element_type=wide)
     return added, outputs

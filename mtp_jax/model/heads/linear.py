@@ -9,6 +9,7 @@ from flax import nnx
 from mtp_jax.config import ModelConfig
 from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
 from mtp_jax.model.layers import parameter
+from mtp_jax.model.primitives import project
 from mtp_jax.model.stacks import map_heads, split_module
 
 
@@ -19,10 +20,9 @@ class LinearMaps(nnx.Module):
         D = config.d_model
         self.kernel = parameter(rngs, config, (("pred_heads", config.num_heads),), (D, D), ("embed", "embed_out"),
                                 D ** -0.5)
-        self.dtype = config.dtype
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        return jnp.einsum("bld,de->ble", x_BxLxD, self.kernel[...].astype(self.dtype))
+        return project(x_BxLxD, self.kernel[...])
 
 
 @register_head_kind("linear")

@@ -4,8 +4,6 @@ A Llama-2 transformer (RMSNorm before each part, rotary embedding on half-split 
 head and one prediction head at a time, and the loss by log_softmax of all logits. Shares no code with mtp_jax.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +21,9 @@ def rotate(x, positions, theta):
     return jnp.concatenate([turned.real, turned.imag], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # a layer at a time, to be compiled once for all models
-def transformer_layer(numbers, qk_norm, w, x, batch):
-    """Runs one layer with its own weights `w`; `numbers` are (norm_eps, rope_theta)."""
-    norm_eps, rope_theta = numbers
+def transformer_layer(config, w, x, batch):
+    """Runs one layer with its own weights `w`."""
+    norm_eps, rope_theta = config.norm_eps, config.rope_theta
     visible = ((batch["segments"][:, :, None] == batch["segments"][:, None, :])
                & (np.arange(x.shape[1])[:, None] >= np.arange(x.shape[1])[None, :])[None])
     normed = rms_norm(x, w["attention_norm"]["scale"], norm_eps)
@@ -37,7 +34,7 @@ def transformer_layer(numbers, qk_norm, w, x, batch):
         group = a * K // A
         q, k, v = (normed @ matrix for matrix in (attention["query"][:, a], attention["key"][:, group],
                                                   attention["value"][:, group]))
-        if qk_norm:
+        if config.qk_norm:
             q = rms_norm(q, attention["query_norm"]["scale"], norm_eps)
             k = rms_norm(k, attention["key_norm"]["scale"], norm_eps)
         q, k = (rotate(y, batch["positions"], rope_theta) for y in (q, k))
@@ -56,15 +53,13 @@ def wiring(kind, N, i):
 
 def logits(config, params, batch):
     """Returns the logits of each head, a list of [B, L, vocab_size]."""
-    numbers = (config.norm_eps, config.rope_theta)
-
     def layers(stack, indices):
         return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in indices]
 
     x = params["embedding"]["embedding"][batch["tokens"]]
     depth = len(params["trunk"]["mlp"]["up"]) if "trunk" in params else 0
     for w in layers(params.get("trunk"), range(depth)):
-        x = transformer_layer(numbers, config.qk_norm, w, x, batch)
+        x = transformer_layer(config, w, x, batch)
     results = []
     for i in range(config.num_heads):
         if config.head_kind == "linear":
@@ -72,7 +67,7 @@ def logits(config, params, batch):
         else:
             h = x
             for w in layers(params["heads"], wiring(config.head_kind, config.num_heads, i)):
-                h = transformer_layer(numbers, config.qk_norm, w, h, batch)
+                h = transformer_layer(config, w, h, batch)
             h = rms_norm(h, params["final_norm"]["scale"], config.norm_eps)
         matrix = params["embedding"]["embedding"] if config.tie_embedding else params["unembedding"]["kernel"]
         if config.unembedding == "replicated":

@@ -57,12 +57,16 @@ class MultiTokenLM(nnx.Module):
       rngs: source of the random initial parameters.
 
     Raises:
-      ValueError: the head kind is unknown or does not fit the config.
+      ValueError: the head kind is unknown or does not fit the config, or a dtype needs 64-bit JAX.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         kind = get_head_kind(config.head_kind)
         kind.check(config)
+        for name, dtype in (("dtype", config.dtype), ("param_dtype", config.param_dtype)):
+            if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+                raise ValueError(f"model.{name}={dtype!r} would be cut to {jax.dtypes.canonicalize_dtype(dtype)}: set "
+                                 f"JAX_ENABLE_X64=1 in the environment, or choose another model.{name}.")
         self.config = config
         self.embedding = Embedding(config, rngs)
         if num_trunk_layers(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +40,7 @@ def parse_mesh(spec: str, num_devices: int) -> dict[str, int]:
                              f"{nearest(name, AXES)}")
         if name in sizes:
             raise ValueError(f"parallel.mesh={spec!r} names the axis {name!r} twice.")
-        if not size.lstrip("-").isdigit() or (int(size) < 1 and int(size) != -1):
+        if not re.fullmatch("-1|0*[1-9][0-9]*", size):
             raise ValueError(f"parallel.mesh={spec!r}: the size of {name!r} must be a positive number, or -1 to take "
                              f"the devices that are left; got {size!r}.")
         sizes[name] = int(size)

@@ -103,9 +103,12 @@ class Layout:
           name: what to call the array in an error, such as its path.
 
         Raises:
-          ValueError: as `spec`, or an axis is not divisible by the parts it would be split into.
+          ValueError: as `spec`, the shape has another number of axes, or an axis is not divisible by the parts it would
+            be split into.
         """
         spec = self.spec(axes, name)
+        if shape is not None and len(shape) != len(axes):
+            raise ValueError(f"{name} of shape {tuple(shape)} has {len(shape)} axes, but {axes} names {len(axes)}.")
         for logical, length in zip(axes, shape or ()):
             if logical is not None and length % self.size(logical):
                 raise ValueError(f"{name} of shape {tuple(shape or ())} with axes {axes}: {logical!r} has length "

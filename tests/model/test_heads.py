@@ -33,11 +33,9 @@ def config_of(kind, **changes):
     return make_config(head_kind=kind, num_heads=N, num_layers=1 if kind == "linear" else N + 1, **changes)
 
 
-@functools.cache
-def states_function(kind):
-    config = config_of(kind)
-    return jax.jit(lambda params, batch: ModelSpec.create(config).bind(params)(
-        batch["tokens"], batch["segments"], batch["positions"], execution=ROLLED), compiler_options=QUICK)
+def states(kind, params, batch):
+    """Returns [N, B, L, D]."""
+    return gradient_function(config_of(kind))(params, batch, jnp.asarray(SCALE))[0][1][1]
 
 
 PATTERNS = {"parallel": np.eye(N, dtype=bool), "linear": np.eye(N, dtype=bool),
@@ -72,10 +70,10 @@ def test_which_heads_parameters_a_heads_logits_depend_on(kind, x64):
 def test_no_head_sees_a_later_token_or_another_document(kind, changed, x64):
     """Row 0 holds documents at 0-5 and 6-9; row 1 is one document. A change moves what may see it, and only that."""
     params, batch = make_params(config_of(kind)), make_batch()
-    before = states_function(kind)(params, batch)
+    before = states(kind, params, batch)
     tokens = batch["tokens"].copy()
     tokens[:, changed] = (tokens[:, changed] + 1) % 11
-    after = states_function(kind)(params, {**batch, "tokens": tokens})
+    after = states(kind, params, {**batch, "tokens": tokens})
     moved_NxBxL = np.any(np.asarray(before != after), axis=-1)
     position, segments = np.arange(12), batch["segments"]
     may_move_BxL = (position[None] >= changed) & (segments == segments[:, changed][:, None])
@@ -104,7 +102,7 @@ def test_detached_heads_leave_the_trunk_to_head_1(kind, x64):
 
 
 def test_anticausal_heads_cannot_be_detached():
-    config = config_of("anticausal", dtype="float32", param_dtype="float32")
+    config = config_of("anticausal")
     with pytest.raises(ValueError, match="objective.detach_trunk=True.*anticausal.*train.trainable"):
         jax.eval_shape(lambda p: loss_of(config, ROLLED, p, make_batch(), jnp.ones(N), detach_trunk=True),
                        ModelSpec.create(config).shapes)
@@ -150,7 +148,7 @@ def test_idle_heads_are_not_computed(kind, x64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_branch_is_in_the_program_only_where_heads_may_rest(kind):
-    config = config_of(kind, dtype="float32", param_dtype="float32")
+    config = config_of(kind)
 
     def branches(execution):
         return primitives(lambda p: loss_of(config, execution, p, make_batch(), jnp.ones(N))[0],
@@ -192,7 +190,6 @@ def test_a_kind_of_ones_own_is_selected_by_its_name(monkeypatch):
         def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
             return jnp.broadcast_to(norm(z_BxLxD)[None], (active_N.shape[0], *z_BxLxD.shape))
 
-    config = make_config(head_kind="silent", num_layers=1, dtype="float32", param_dtype="float32")
+    config = make_config(head_kind="silent", num_layers=1)
     model, batch = ModelSpec.create(config).bind(make_params(config)), make_batch()
-    states = jax.eval_shape(model, *batch.values())
-    assert states.shape == (2, 2, 12, 16)
+    assert jax.eval_shape(model, *batch.values()).shape == (N, 2, 12, 16)

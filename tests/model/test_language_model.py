@@ -14,9 +14,11 @@ from mtp_jax.model import Execution, ModelSpec, num_trunk_layers
 from mtp_jax.parallel import LOGICAL_AXES
 from tests import plain_model
 from tests.small_model import (
+    QUICK,
     ROLLED,
     assert_trees_close,
     gradient_function,
+    largest_array,
     loss_of,
     make_batch,
     make_config,
@@ -52,8 +54,8 @@ def test_equals_the_plain_model(form, x64):
     scale_N = jnp.asarray(SCALE[:config.num_heads])
     real = batch["segments"] > 0
     (loss, (_, _, logits)), gradient = gradient_function(config)(params, batch, scale_N)
-    (want_loss, want_logits), want = jax.value_and_grad(
-        lambda p: plain_model.loss(config, p, batch, scale_N), has_aux=True)(params)
+    plain = jax.value_and_grad(lambda p: plain_model.loss(config, p, batch, scale_N), has_aux=True)
+    (want_loss, want_logits), want = jax.jit(plain, compiler_options=QUICK)(params)
     for k in range(config.num_heads):
         assert_trees_close(logits[k][real], want_logits[k][real], STRICT)
     assert_trees_close((loss, gradient), (want_loss, want), STRICT)
@@ -95,7 +97,7 @@ def test_grouped_kv_heads_are_shared_full_heads(x64):
 
 def test_tied_embedding_gets_its_gradient_from_both_sides(x64):
     tied, untied = make_config(tie_embedding=True), make_config()
-    params, batch, scale_N = make_params(tied), make_batch(), jnp.asarray(SCALE[:2])
+    params, batch, scale_N = make_params(tied), make_batch(), jnp.asarray(SCALE)
     assert "unembedding" not in params
     separate = {**params, "unembedding": {"kernel": params["embedding"]["embedding"]}}
     (loss, _), gradient = gradient_function(tied)(params, batch, scale_N)
@@ -108,12 +110,12 @@ def test_tied_embedding_gets_its_gradient_from_both_sides(x64):
 
 def test_replicated_unembeddings_that_are_equal_are_the_shared_one(x64):
     shared, replicated = make_config(), make_config(unembedding="replicated")
-    params, batch, scale_N = make_params(shared), make_batch(), jnp.asarray(SCALE[:2])
-    copies = {**params, "unembedding": {"kernel": jnp.stack([params["unembedding"]["kernel"]] * 2)}}
+    params, batch, scale_N = make_params(shared), make_batch(), jnp.asarray(SCALE)
+    copies = {**params, "unembedding": {"kernel": jnp.stack([params["unembedding"]["kernel"]] * 3)}}
     (loss, _), gradient = gradient_function(replicated)(copies, batch, scale_N)
     (want_loss, _), want = gradient_function(shared)(params, batch, scale_N)
     each = gradient["unembedding"]["kernel"]
-    assert each.shape == (2, 16, 16) and not jnp.allclose(each[0], each[1])
+    assert each.shape == (3, 16, 16) and not jnp.allclose(each[0], each[1])
     gradient["unembedding"] = {"kernel": each.sum(0)}
     assert_trees_close((loss, gradient), (want_loss, want), STRICT)
 
@@ -122,24 +124,23 @@ EXECUTIONS = {
     "unrolled": Execution(),
     "remat dots": Execution(remat="dots", unroll=False),
     "remat full": Execution(remat="full", unroll=False),
-    "heads abreast": Execution(unroll=False, heads_abreast=2),
-    "two of four heads abreast": Execution(remat="full", heads_abreast=2),
+    "heads abreast": Execution(unroll=False, heads_abreast=3),
+    "heads abreast, unrolled, remat full": Execution(remat="full", heads_abreast=3),
     "idle heads skipped": Execution(remat="dots", skip_idle_heads=True),
 }
 
 
 @pytest.mark.parametrize("name", EXECUTIONS)
 def test_execution_changes_no_result(name, x64):
-    changes = {"num_heads": 4, "num_layers": 5} if "four" in name else {}
-    config = make_config(**changes)
-    params, batch, scale_N = make_params(config), make_batch(), jnp.asarray((*SCALE, 0.02)[:config.num_heads])
+    config = make_config()
+    params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE)
     got = gradient_function(config, EXECUTIONS[name], chunks=2)(params, batch, scale_N)
     assert_trees_close(got, gradient_function(config)(params, batch, scale_N), STRICT)
 
 
 def test_bf16_compute_keeps_parameters_gradients_and_loss_in_fp32():
     narrow, wide = (make_config(dtype=dtype, param_dtype="float32") for dtype in ("bfloat16", "float32"))
-    params, batch, scale_N = make_params(narrow), make_batch(), jnp.asarray(SCALE[:2], jnp.float32)
+    params, batch, scale_N = make_params(narrow), make_batch(), jnp.asarray(SCALE, jnp.float32)
     (loss, (sums, states, _)), gradient = gradient_function(narrow, chunks=2)(params, batch, scale_N)
     assert states.dtype == jnp.bfloat16
     assert loss.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
@@ -159,7 +160,7 @@ def test_bf16_norms_and_logits_are_computed_in_fp32():
     wide = np.asarray(x, np.float64)
     exact = wide / np.sqrt(np.mean(wide**2) + config.norm_eps) * np.asarray(model.final_norm.scale[...])[None, None, :]
     np.testing.assert_array_equal(model.final_norm(x), jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
-    h = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 3, 16)), jnp.bfloat16)
+    h = jnp.asarray(np.random.default_rng(1).normal(size=(3, 1, 3, 16)), jnp.bfloat16)
     matrix = np.asarray(model.unembedding_matrix().astype(jnp.bfloat16), np.float64)
     logits = model.logits(h)
     assert logits.dtype == jnp.float32
@@ -167,16 +168,16 @@ def test_bf16_norms_and_logits_are_computed_in_fp32():
 
 
 def test_ids_of_the_vocabulary_padding_have_no_probability():
-    config = make_config(dtype="float32", param_dtype="float32")
-    logits = ModelSpec.create(config).bind(make_params(config)).logits(jnp.ones((2, 1, 3, 16)))
-    assert logits.shape == (2, 1, 3, 16)
+    config = make_config()
+    logits = ModelSpec.create(config).bind(make_params(config)).logits(jnp.ones((3, 1, 3, 16)))
+    assert logits.shape == (3, 1, 3, 16)
     assert np.all(np.isneginf(logits[..., 11:])) and np.all(np.isfinite(logits[..., :11]))
 
 
 def test_initial_parameters():
-    config = make_config(num_layers=8, d_model=64, d_ff=128, vocab_size=500, param_dtype="float32", init_std=0.05)
+    config = make_config(num_layers=8, d_model=64, d_ff=128, vocab_size=500, init_std=0.05)
     spec = ModelSpec.create(config)
-    init = jax.jit(spec.init)
+    init = jax.jit(spec.init, compiler_options=QUICK)
     params = init(jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), spec.shapes)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -219,7 +220,7 @@ TABLE_S14 = [("1M", 128, 5, 4, 0.98e6), ("3M", 256, 4, 8, 3.15e6), ("10M", 384, 
 @pytest.mark.parametrize("name, width, layers, heads, published", TABLE_S14)
 def test_the_papers_shapes_have_the_papers_sizes(name, width, layers, heads, published):
     config = make_config(num_heads=min(4, layers - 1), d_model=width, num_layers=layers, num_attention_heads=heads,
-                         d_ff=None, vocab_size=32_000, dtype="float32", param_dtype="float32")
+                         d_ff=None, vocab_size=32_000)
     spec = ModelSpec.create(config)
     matrices = sum(math.prod(leaf.shape) for part in ("trunk", "heads")
                    for path, leaf in jax.tree_util.tree_leaves_with_path(spec.shapes[part])
@@ -235,7 +236,8 @@ def test_the_papers_shapes_have_the_papers_sizes(name, width, layers, heads, pub
     ("linear", {"tie_embedding": True}), ("causal", {}), ("anticausal", {"param_dtype": "bfloat16"})])
 def test_parameter_paths_shapes_and_axes_are_the_golden_ones(kind, changes):
     """Checkpoints and converters stand on these names."""
-    spec = ModelSpec.create(make_config(head_kind=kind, num_layers=5, **{"param_dtype": "float32", **changes}))
+    shape = {"num_heads": 2, "num_layers": 5, "num_attention_heads": 4}
+    spec = ModelSpec.create(make_config(head_kind=kind, **shape, **changes))
     flat_axes = dict(jax.tree_util.tree_leaves_with_path(spec.axes, is_leaf=lambda x: isinstance(x, tuple)))
     found = {"/".join(part.key for part in path): f"{leaf.dtype.name}{list(leaf.shape)} {' '.join(flat_axes[path])}"
              for path, leaf in jax.tree_util.tree_leaves_with_path(spec.shapes)}
@@ -271,6 +273,13 @@ def test_unknown_head_kind_suggests_the_nearest():
         ModelSpec.create(make_config(head_kind="paralel"))
 
 
+@pytest.mark.parametrize("name", ["dtype", "param_dtype"])
+def test_64_bits_without_64_bit_jax(name):
+    """Else jax would compute in 32 bits and only warn."""
+    with pytest.raises(ValueError, match=f"model.{name}='float64' would be cut to float32: set JAX_ENABLE_X64=1"):
+        ModelSpec.create(make_config(**{name: "float64"}))
+
+
 def test_making_the_spec_of_a_large_model_makes_no_array():
     before = len(jax.live_arrays())
     assert ModelSpec.create(make_config(num_layers=40, d_model=5120, num_attention_heads=40, d_ff=None,
@@ -279,11 +288,22 @@ def test_making_the_spec_of_a_large_model_makes_no_array():
 
 
 def test_rolled_is_a_loop_and_unrolled_is_none(x64):
-    config = make_config(num_layers=4)
-    params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE[:2])
+    config = make_config(num_layers=6)
+    params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE)
 
     def loops(execution):
         return primitives(lambda p: loss_of(config, execution, p, batch, scale_N)[0], params).count("scan")
 
     assert loops(Execution()) == 0
     assert loops(ROLLED) == 3  # trunk, heads, loss
+
+
+def test_the_gradient_of_the_whole_model_holds_no_array_of_all_logits():
+    config = make_config(vocab_size=200)
+    params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE)
+
+    def largest(chunks):
+        return largest_array(jax.grad(lambda p: loss_of(config, ROLLED, p, batch, scale_N, chunks=chunks)[0]), params)
+
+    assert largest(1) == 2 * 12 * 200
+    assert largest(3) == params["embedding"]["embedding"].size

@@ -123,14 +123,18 @@ def _xla(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, segments_BxL, layout):
 
 
 def _blocked(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, segments_BxL, layout):
-    """Blocks of queries against the keys up to them: half the work, and nothing of L x L kept for the backward pass."""
+    """Blocks of queries against the keys up to them: half the work, and nothing of L x L kept for the backward pass.
+
+    For CPU, which has no products of 16-bit numbers: all of it is in fp32 or wider.
+    """
     del layout
     B, L, A, C = q_BxLxAxC.shape
     K = k_BxLxKxC.shape[2]
+    q, k, v = (x.astype(jnp.promote_types(jnp.float32, x.dtype)) for x in (q_BxLxAxC, k_BxLxKxC, v_BxLxKxC))
     # Rows of every matrix product lie together: [B, K, ..., rows, C].
-    q = jnp.moveaxis(q_BxLxAxC.reshape(B, L, K, A // K, C), 1, 3) * jnp.asarray(C ** -0.5, q_BxLxAxC.dtype)
-    o = _blocks(q, jnp.swapaxes(k_BxLxKxC, 1, 2), jnp.swapaxes(v_BxLxKxC, 1, 2), segments_BxL)
-    return jnp.moveaxis(o, 3, 1).reshape(B, L, A, C)
+    q = jnp.moveaxis(q.reshape(B, L, K, A // K, C), 1, 3) / math.sqrt(C)
+    o = _blocks(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), segments_BxL)
+    return jnp.moveaxis(o, 3, 1).reshape(B, L, A, C).astype(q_BxLxAxC.dtype)
 
 
 def _cuts(L: int) -> list[tuple[int, int]]:
@@ -140,11 +144,10 @@ def _cuts(L: int) -> list[tuple[int, int]]:
 
 
 def _scores(q, k, segments, start, stop):
-    """Returns the masked scores of a block, [B, K, G, rows, stop], in fp32 or wider."""
-    wide = jnp.promote_types(jnp.float32, q.dtype)
+    """Returns the masked scores of a block, [B, K, G, rows, stop]."""
     rows = q[:, :, :, start:stop]
     B, K, G, R, C = rows.shape
-    scores = jnp.einsum("bkrc,bksc->bkrs", rows.reshape(B, K, G * R, C), k[:, :, :stop], preferred_element_type=wide)
+    scores = jnp.einsum("bkrc,bksc->bkrs", rows.reshape(B, K, G * R, C), k[:, :, :stop])
     return jnp.where(_visible(segments, start, stop)[:, None, None], scores.reshape(B, K, G, R, stop), -jnp.inf)
 
 
@@ -157,9 +160,8 @@ def _forward(q, k, v, segments):
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        output = jnp.einsum("bkrs,bksc->bkrc", weights.astype(v.dtype).reshape(B, K, G * R, stop), v[:, :, :stop],
-                            preferred_element_type=weights.dtype)
-        outputs.append((output.reshape(B, K, G, R, -1) / total).astype(q.dtype))
+        output = jnp.einsum("bkrs,bksc->bkrc", weights.reshape(B, K, G * R, stop), v[:, :, :stop])
+        outputs.append(output.reshape(B, K, G, R, -1) / total)
         denominators.append(largest + jnp.log(total))
     return jnp.concatenate(outputs, axis=3), jnp.concatenate(denominators, axis=3)
 
@@ -177,26 +179,24 @@ def _blocks_forward(q, k, v, segments):
 def _blocks_backward(residuals, do):
     """The gradient as flash attention has it: the weights of a block are computed again, not kept."""
     q, k, v, segments, o, log_total = residuals
-    wide = log_total.dtype
-    delta = jnp.sum(do.astype(wide) * o.astype(wide), axis=-1, keepdims=True)
+    delta = jnp.sum(do * o, axis=-1, keepdims=True)
     # The products that sum over queries read q and do with queries last: as plain products, not transposed ones, they
     # take a third of the time on CPU.
     qT, doT = jnp.swapaxes(q, 3, 4), jnp.swapaxes(do, 3, 4)
     B, K, G, L, C = q.shape
-    dq, dkT, dvT = [], jnp.zeros((B, K, C, L), wide), jnp.zeros((B, K, C, L), wide)
+    dq, dkT, dvT = [], jnp.zeros((B, K, C, L), k.dtype), jnp.zeros((B, K, C, L), v.dtype)
     for start, stop in _cuts(L):
         R = stop - start
         q_columns, do_columns = (jnp.swapaxes(xT[..., start:stop], 2, 3).reshape(B, K, C, G * R) for xT in (qT, doT))
         weights = jnp.exp(_scores(q, k, segments, start, stop) - log_total[:, :, :, start:stop])
         do_rows = do[:, :, :, start:stop].reshape(B, K, G * R, C)
-        dweights = jnp.einsum("bkrc,bksc->bkrs", do_rows, v[:, :, :stop], preferred_element_type=wide)
+        dweights = jnp.einsum("bkrc,bksc->bkrs", do_rows, v[:, :, :stop])
         dscores = weights * (dweights.reshape(weights.shape) - delta[:, :, :, start:stop])
-        weights, dscores = (x.astype(q.dtype).reshape(B, K, G * R, stop) for x in (weights, dscores))
+        weights, dscores = (x.reshape(B, K, G * R, stop) for x in (weights, dscores))
         dq.append(jnp.einsum("bkrs,bksc->bkrc", dscores, k[:, :, :stop]).reshape(B, K, G, R, C))
-        dvT = dvT.at[..., :stop].add(jnp.einsum("bkcr,bkrs->bkcs", do_columns, weights, preferred_element_type=wide))
-        dkT = dkT.at[..., :stop].add(jnp.einsum("bkcr,bkrs->bkcs", q_columns, dscores, preferred_element_type=wide))
-    dk, dv = (jnp.swapaxes(xT, 2, 3).astype(k.dtype) for xT in (dkT, dvT))
-    return jnp.concatenate(dq, axis=3), dk, dv, None
+        dvT = dvT.at[..., :stop].add(jnp.einsum("bkcr,bkrs->bkcs", do_columns, weights))
+        dkT = dkT.at[..., :stop].add(jnp.einsum("bkcr,bkrs->bkcs", q_columns, dscores))
+    return jnp.concatenate(dq, axis=3), jnp.swapaxes(dkT, 2, 3), jnp.swapaxes(dvT, 2, 3), None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)

@@ -55,7 +55,7 @@ def test_split_length_moves_no_token(x64):
     rules = [(name, "tensor" if name == "length" else "data" if name == "batch" else None)
              for name, _ in ParallelConfig().rules]
     layout = Layout.create(make_mesh("data:2,tensor:4"), rules)
-    x, w = normal(B, L, D), normal(D, A, C, seed=1)
+    x, w = normal(2 * B, L, D), normal(D, A, C, seed=1)  # two rows a device: B and L merged would interleave
 
     def run(x, w):
         with use_layout(layout):

@@ -193,7 +193,7 @@ axes = ("pred_heads", "batch", "length", "heads", None)
 
 
 def shape(heads):
-    return jax.ShapeDtypeStruct((2, 4, 1024, heads, 128), jnp.bfloat16, sharding=layout.sharding(axes))
+    return jax.ShapeDtypeStruct((2, 4, 4096, heads, 128), jnp.bfloat16, sharding=layout.sharding(axes))
 
 
 def loss(qkv, segments, kernel):
@@ -202,7 +202,7 @@ def loss(qkv, segments, kernel):
         return jnp.sum(jax.vmap(run, spmd_axis_name="pred_heads")(*qkv).astype(jnp.float32) ** 2)
 
 
-segments = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=layout.sharding(("batch", "length")))
+segments = jax.ShapeDtypeStruct((4, 4096), jnp.int32, sharding=layout.sharding(("batch", "length")))
 sizes = {}
 for kernel in ("splash", "xla"):
     step = jax.jit(jax.value_and_grad(loss), static_argnums=2)

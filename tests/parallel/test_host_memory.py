@@ -1,0 +1,44 @@
+"""Memory freed by one step is there for the next, without new pages from the kernel."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import ctypes, resource, sys, threading
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+if sys.argv[1] == "keep":
+    from mtp_jax.parallel.host_memory import keep_freed_memory
+    assert keep_freed_memory()
+counts = []
+
+
+def steps():
+    for _ in range(6):
+        piece = libc.malloc(2**28)
+        libc.memset(piece, 1, 2**28)
+        libc.free(piece)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+
+thread = threading.Thread(target=steps)  # XLA allocates in threads of its own
+thread.start()
+thread.join()
+print(counts[-1] - counts[1])
+"""
+
+
+def faults(mode):
+    done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc only")
+def test_a_step_finds_the_pages_of_the_one_before():
+    assert faults("keep") < 1000
+    assert faults("default") > 100_000  # 4 steps of 65,536 pages: what the function is there to avoid

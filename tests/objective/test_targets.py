@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from mtp_jax.objective import multi_token_targets
 from tests import plain_model
 
-# Ten tokens: documents of four, three and two tokens, and one of padding. The second and third document carry the same
-# segment id, as rows cut from a longer stream may; their positions tell them apart.
-TOKENS = [[11, 12, 13, 14, 21, 22, 23, 31, 32, 0]]
-SEGMENTS = [[1, 1, 1, 1, 2, 2, 2, 2, 2, 0]]
-POSITIONS = [[0, 1, 2, 3, 0, 1, 2, 0, 1, 0]]
-TARGETS = [[12, 13, 14, None, 22, 23, None, 32, None, None],
+# Ten tokens: documents of four, three and one token, and padding. The second and third document carry the same segment
+# id, as rows cut from a longer stream may; their positions tell them apart.
+TOKENS = [[11, 12, 13, 14, 21, 22, 23, 31, 0, 0]]
+SEGMENTS = [[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]]
+POSITIONS = [[0, 1, 2, 3, 0, 1, 2, 0, 0, 1]]
+TARGETS = [[12, 13, 14, None, 22, 23, None, None, None, None],
            [13, 14, None, None, 23, None, None, None, None, None],
            [14, None, None, None, None, None, None, None, None, None],
            [None] * 10]

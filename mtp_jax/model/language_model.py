@@ -34,7 +34,9 @@ class Embedding(nnx.Module):
         self.dtype = config.dtype
 
     def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-        return self.embedding[...].astype(self.dtype)[tokens_BxL]
+        # Gathered over fsdp before the lookup: afterwards every activation would have to change its layout.
+        matrix_VxD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
+        return matrix_VxD[tokens_BxL]
 
 
 class Unembedding(nnx.Module):

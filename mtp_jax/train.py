@@ -24,7 +24,11 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
     overridden = commands.define_config(get_config())
 
     def run() -> int:
-        from mtp_jax.analysis import report  # the imports that take seconds: --help does without them
+        from mtp_jax.parallel import host_memory  # from here on the imports that take seconds: --help does without
+
+        if host_memory.will_run_on_cpu():
+            host_memory.keep_freed_memory()
+        from mtp_jax.analysis import report
         from mtp_jax.checkpoints import CheckpointError
         from mtp_jax.training import loop, prepare, signals
 

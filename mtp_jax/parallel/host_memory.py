@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
@@ -27,3 +29,11 @@ def keep_freed_memory() -> bool:
     # One pool that grows at its end, no maps of single pieces, and no giving back from the end.
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def will_run_on_cpu() -> bool:
+    """Tells whether JAX will choose the CPU, without starting it: by JAX_PLATFORMS, or for want of a plugin."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return all(importlib.util.find_spec(name) is None for name in ("jax_plugins", "libtpu"))

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mtp_jax.parallel import host_memory
+
 FAULTS = """
 import ctypes, resource, sys, threading
 
@@ -42,3 +44,16 @@ def faults(mode):
 def test_a_step_finds_the_pages_of_the_one_before():
     assert faults("keep") < 1000
     assert faults("default") > 100_000  # 4 steps of 65,536 pages: what the function is there to avoid
+
+
+@pytest.mark.parametrize("platforms, cpu", [("cpu", True), ("cpu,cuda", True), ("cuda,cpu", False), ("tpu", False)])
+def test_the_platform_is_foreseen(platforms, cpu, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert host_memory.will_run_on_cpu() is cpu
+
+
+@pytest.mark.parametrize("plugin", ["jax_plugins", "libtpu", None])
+def test_an_accelerators_plugin_is_seen(plugin, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(host_memory.importlib.util, "find_spec", lambda name: object() if name == plugin else None)
+    assert host_memory.will_run_on_cpu() is (plugin is None)

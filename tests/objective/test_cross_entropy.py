@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from mtp_jax.model import Execution
 from mtp_jax.objective import mtp_cross_entropy, mtp_evaluate, num_chunks
-from mtp_jax.parallel import make_mesh
+from mtp_jax.parallel import LOGICAL_AXES, Layout, make_mesh, use_layout
 from tests.small_model import QUICK, assert_trees_close, equations, largest_array
 
 ROLLED = Execution(unroll=False)
@@ -252,19 +251,21 @@ def test_logits_are_computed_once_and_without_differentiation_no_gradient_is_for
                    *case.arrays[:2]) == 1
 
 
-@pytest.mark.parametrize("spec, execution", [
-    ((None, "data", "fsdp", None), ROLLED),
-    (("pred_heads", "data", None, None), Execution(heads_abreast=2, heads_axis="pred_heads"))],
-    ids=["rows and length", "heads"])
-def test_split_over_devices_equals_whole(spec, execution, x64):
-    """Rows and a strided length need no collective for the states; nor do heads: only sums and weights travel."""
+@pytest.mark.parametrize("mesh, length, execution", [
+    pytest.param("data:2,fsdp:4", "fsdp", ROLLED, id="rows and length"),
+    pytest.param("data:4,pred_heads:2", None, Execution(heads_abreast=2, heads_axis="pred_heads"), id="heads")])
+def test_split_over_devices_equals_whole(mesh, length, execution, x64):
+    """Rows and a strided length need no collective for the states; nor do heads: only sums travel."""
     case = make_case(N=4, B=4, L=8, D=4)
-    mesh = make_mesh("data:2,fsdp:2,tensor:1,pred_heads:2" if execution.heads_axis else "data:2,fsdp:4")
-    shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in (spec, (), spec[:3], spec[:3], spec[:1])]
-    arrays = [jax.device_put(x, s) for x, s in zip(case.arrays, shardings)]
+    rules = {name: None for name in LOGICAL_AXES} | {"batch": "data", "length": length, "pred_heads": "pred_heads"}
+    layout = Layout.create(make_mesh(mesh), list(rules.items()))
+    axes = ("pred_heads", "batch", "length")
+    arrays = [jax.device_put(x, layout.sharding(names, x.shape)) for x, names in zip(
+        case.arrays, ((*axes, None), (None, None), axes, axes, axes[:1]))]
     function = jax.jit(jax.value_and_grad(functools.partial(mtp_cross_entropy, vocab_size=6, chunks=2,
                                                             execution=execution), (0, 1), has_aux=True))
-    compiled = function.lower(*arrays).compile()
+    with use_layout(layout):
+        compiled = function.lower(*arrays).compile()
     (loss, sums), gradients = compiled(*arrays)
     assert_trees_close((loss, (sums.loss_N, sums.count_N, sums.correct_N), gradients), naive(case)[:3], 1e-12)
     text = compiled.as_text()

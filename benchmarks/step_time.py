@@ -3,8 +3,8 @@
     python -m benchmarks.step_time [--pairs=24]
 
 Prints one JSON line a case. 12 layers, D 256, V 256 and 4,096, B 4, L 256, fp32; every n has the same number of
-parameters. Each pair times a step of n = 1 and one of n right after each other, in turn first and second, so that the machine's
-other load falls on both; the interval is a bootstrap over pairs of the median ratio.
+parameters. Each pair times a step of n = 1 and one of n right after each other, in turn first and second, so that the
+machine's other load falls on both; the interval is a bootstrap over pairs of the median ratio.
 """
 
 from __future__ import annotations

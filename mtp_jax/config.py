@@ -106,7 +106,7 @@ class ModelConfig:
                 f"{self.kv_heads}: each KV head serves a whole group of query heads.")
         check_choice("model.unembedding", self.unembedding, ("shared", "replicated"))
         for name in ("param_dtype", "dtype"):
-            check_choice(f"model.{name}", getattr(self, name), ("float64", "float32", "bfloat16", "float16"))
+            check_choice(f"model.{name}", getattr(self, name), ("float64", "float32", "bfloat16"))
         if self.tie_embedding and self.unembedding == "replicated":
             raise ValueError("model.tie_embedding=True needs model.unembedding='shared', got 'replicated': "
                              "one embedding cannot be tied to several unembeddings.")

@@ -199,7 +199,7 @@ def test_the_example_lines_have_the_fields_of_real_ones():
     (example,) = [text for language, text in FENCE.findall(METRICS) if language == "json"]
     train, validation = (json.loads("{" + text) for text in example[1:].split("\n{"))
     base = dict(step=1, loss=1.0, head_loss=[1.0, 1.0], head_accuracy=[1.0, 1.0])
-    assert list(train) == list(to_json(Record(split="train", **base)))
+    assert list(train) == list(to_json(Record(split="train", **base, tflops_per_device=1.0, head_weights=[1.0, 1.0])))
     full = Record(split="validation", **base, head_agreement=[1.0, 1.0], expected_accepted_length=1.0,
                   validation_bits_per_byte=[1.0, 1.0])
     assert list(validation) == list(to_json(full))
@@ -212,7 +212,8 @@ def test_the_example_lines_have_the_fields_of_real_ones():
 
 def test_every_tag_of_tensorboard_is_named():
     number = dict(step=1, loss=1.0, head_loss=[1.0], head_accuracy=[1.0])
-    records = [Record(split="train", **number, tokens_per_second=1.0, mfu=1.0, learning_rate=1.0, grad_norm=1.0),
+    records = [Record(split="train", **number, tokens_per_second=1.0, tflops_per_device=1.0, mfu=1.0,
+                      learning_rate=1.0, grad_norm=1.0, head_weights=[1.0]),
                Record(split="validation", **number, head_agreement=[1.0], expected_accepted_length=1.0,
                       validation_bits_per_byte=[1.0])]
     tags = {tag for record in records for tag, _ in scalars(to_json(record))}

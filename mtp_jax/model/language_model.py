@@ -160,6 +160,9 @@ class ModelSpec:
             node = axes
             for name in parents:
                 node = node.setdefault(name, {})
+            if "logical_axes" not in variable.get_metadata():
+                raise ValueError(f"The parameter {'/'.join(map(str, path))} has no logical axes, so no rule could lay "
+                                 "it out: make it with mtp_jax.model.layers.parameter.")
             node[leaf] = variable.get_metadata()["logical_axes"]
         return cls(config, graph, nnx.to_pure_dict(state), axes)
 

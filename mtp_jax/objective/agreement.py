@@ -30,8 +30,8 @@ def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array, active_N
     """Compares each head with head 1's own later prediction on the data's context.
 
     Agreement is not accuracy: a draft is accepted if head 1 would have said the same, right or wrong. 1 + accepted /
-    accepted_count estimates the tokens that one forward yields in greedy self-speculative decoding; it is exact where
-    the text is the model's own, and an estimate on data, whose context the model did not write.
+    accepted_count estimates the tokens that one forward yields in greedy self-speculative decoding; it is an
+    estimate on data, whose context the model did not write.
 
     Args:
       predictions_NxBxL: the id of the largest logit of each head.

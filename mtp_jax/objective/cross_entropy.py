@@ -77,7 +77,8 @@ def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBx
       scale_N: factor of each head's sum: its weight over its number of positions that count in the whole global
         batch. A head of factor 0 is skipped where `execution.skip_idle_heads`. Gets no gradient.
       vocab_size: ids from here on are padding of the vocabulary; their logits are -inf.
-      chunks: parts that L is cut into, strided, so that a sharded L needs no collective.
+      chunks: parts that L is cut into, strided, so that a sharded L needs no collective (trace under `use_layout`:
+        elsewhere B and L are multiplied as one axis).
       execution: how heads are run.
 
     Returns:

@@ -31,15 +31,18 @@ class Record:
     head_loss: Sequence[float | None]  # [N] nats per token
     head_accuracy: Sequence[float | None]  # [N] share of targets that are the head's most likely token
     tokens_per_second: float | None = None  # of the whole run, over all devices
+    tflops_per_device: float | None = None  # TFLOP/s of one device, as training/flops.py counts
     mfu: float | None = None  # share of the devices' peak; None: peak unknown
     learning_rate: float | None = None
     grad_norm: float | None = None  # before clipping
+    head_weights: Sequence[float] | None = None  # [N] loss weights of the step
     head_agreement: Sequence[float | None] | None = None  # [N] share agreeing with head 1's own prediction
     expected_accepted_length: float | None = None  # tokens a self-speculative step would emit
     validation_bits_per_byte: Sequence[float | None] | None = None  # [N] where tokens are bytes
 
 
-_OPTIONAL = ("head_agreement", "expected_accepted_length", "validation_bits_per_byte")
+_OPTIONAL = ("tflops_per_device", "head_weights", "head_agreement", "expected_accepted_length",
+             "validation_bits_per_byte")
 
 
 def to_json(record: Record) -> dict[str, Any]:

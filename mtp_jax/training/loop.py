@@ -135,7 +135,7 @@ class Run:
             for step in (1, 2):
                 start = time.perf_counter()
                 state, metrics = self.program.train_step(state, self.program.put(next(batches)))
-                record = train_record(step, jax.device_get(metrics), None, None)
+                record = train_record(step, jax.device_get(metrics))
                 check_finite(record, metrics)
                 print(f"step {step}: loss {record.loss:.4f}, gradient norm {record.grad_norm:.4f}, "
                       f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
@@ -201,7 +201,7 @@ class _Loop:
         (step, on_devices), self.pending = self.pending, None
         metrics = jax.device_get(on_devices)
         self.meter.tick(self.tokens)
-        record = train_record(step, metrics, None, None)
+        record = train_record(step, metrics)
         check_finite(record, metrics)
         self.progress.advance(step)
         if step == 1 or step % self.config.logging.log_every == 0 or step == self.config.train.num_steps:
@@ -209,9 +209,9 @@ class _Loop:
             tflops = rate and rate * self.program.flops_per_token / self.program.layout.mesh.size / 1e12
             mfu = tflops and flops.mfu(tflops, device_kind=self.program.layout.mesh.devices.flat[0].device_kind,
                                        configured_peak=self.config.logging.peak_tflops)
-            record = dataclasses.replace(record, tokens_per_second=rate, mfu=mfu)
+            record = dataclasses.replace(record, tokens_per_second=rate, mfu=mfu, tflops_per_device=tflops)
             self.log.write(record)
-            self.progress.show(record, tflops=tflops)
+            self.progress.show(record)
 
     def validate(self, state: TrainState, step: int) -> None:
         """Runs over the held-out batches and logs the means."""
@@ -260,12 +260,12 @@ class _Profiler:
             logging.info("Profile of steps %d to %d: tensorboard --logdir=%s", self._first, self._last, self._folder)
 
 
-def train_record(step: int, metrics: StepMetrics, tokens_per_second: float | None, mfu: float | None) -> Record:
+def train_record(step: int, metrics: StepMetrics) -> Record:
     """Returns the record of a step from its metrics on the host."""
     loss, correct, _ = _means(metrics.sums, metrics.weights_N)
     return Record(step=step, split="train", loss=float(metrics.loss), head_loss=loss, head_accuracy=correct,
-                  tokens_per_second=tokens_per_second, mfu=mfu, learning_rate=float(metrics.learning_rate),
-                  grad_norm=float(metrics.grad_norm))
+                  head_weights=[float(weight) for weight in metrics.weights_N],
+                  learning_rate=float(metrics.learning_rate), grad_norm=float(metrics.grad_norm))
 
 
 def validation_record(step: int, run: Run, sums: ValidationSums) -> Record:
@@ -280,8 +280,8 @@ def validation_record(step: int, run: Run, sums: ValidationSums) -> Record:
     return Record(
         step=step, split="validation", head_loss=loss, head_accuracy=correct,
         loss=float(sum(factor * value for factor, value in zip(factors, loss) if value is not None)),
-        head_agreement=[float(agreement.agree_N[k] / agreement.count_N[k]) if active[k] and agreement.count_N[k] else
-                        None for k in range(len(loss))],
+        head_agreement=[float(agreement.agree_N[k] / agreement.count_N[k]) if active[0] and active[k] else None
+                        for k in range(len(loss))],
         expected_accepted_length=float(1 + agreement.accepted / agreement.accepted_count)
         if full and agreement.accepted_count else None,
         validation_bits_per_byte=bits if run.config.data.tokenizer == "bytes" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 
 import jax
@@ -117,5 +118,5 @@ def command_line() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
-    return " ".join([program, *(argument for argument in sys.argv[1:] if argument != "--dry_run")])
+    return " ".join([program, *(shlex.quote(argument) for argument in sys.argv[1:] if argument != "--dry_run")])
 

@@ -35,13 +35,13 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def summary(record: Record, *, tflops: float | None = None) -> str:
+def summary(record: Record) -> str:
     """Returns a record in one line, without its step: loss, loss of each head, speed."""
     parts = [f"loss {record.loss:.3f}", "heads " + _heads(record.head_loss)]
     if record.tokens_per_second is not None:
         parts.append(f"{count(record.tokens_per_second)} tok/s")
-    if tflops is not None:
-        parts.append(f"{tflops:.3g} TFLOP/s")
+    if record.tflops_per_device is not None:
+        parts.append(f"{record.tflops_per_device:.3g} TFLOP/s")
     if record.mfu is not None:
         parts.append(f"MFU {100 * record.mfu:.1f}%")
     return "  ".join(parts)
@@ -69,7 +69,7 @@ class Progress:
           ...
           progress.advance(step)
           if step % 10 == 0:
-            progress.show(record, tflops=1.2)
+            progress.show(record)
     """
 
     def __init__(self, *, mode: str, first_step: int, num_steps: int, stream: TextIO | None = None):
@@ -111,16 +111,15 @@ class Progress:
         step, since = self._timed
         return (time.monotonic() - since) / (self._step - step) * (self._num_steps - self._step)
 
-    def show(self, record: Record, *, tflops: float | None = None) -> None:
+    def show(self, record: Record) -> None:
         """Shows a record. As plain lines, training records come at most every `LINE_SECONDS`, but for the last step.
 
         Args:
           record: the numbers; a validation record always gets its own line.
-          tflops: TFLOP/s of one device.
         """
         if not self._active:
             return
-        text, left = summary(record, tflops=tflops), self.seconds_left()
+        text, left = summary(record), self.seconds_left()
         eta = "" if left is None or record.step >= self._num_steps else f"ETA {duration(left)}"
         if record.split == "train" and self._bar is not None:
             self._bar.set_postfix_str(f"{eta}  {text}".lstrip())  # a narrow terminal cuts the end

@@ -13,7 +13,7 @@ CHANGES = dict(train__num_steps=60, train__checkpoint_every=3, train__validate_e
 
 
 def records(workdir):
-    return [{k: v for k, v in json.loads(line).items() if k not in ("tokens_per_second", "mfu")}
+    return [{k: v for k, v in json.loads(line).items() if k not in ("tokens_per_second", "tflops_per_device", "mfu")}
             for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -30,7 +30,8 @@ def clock(monkeypatch):
 
 
 def test_summary_says_everything_and_marks_inactive_heads():
-    assert summary(record(1, mfu=0.412), tflops=1.5) == "loss 5.432  heads 1.23 -  12.3k tok/s  1.5 TFLOP/s  MFU 41.2%"
+    full = record(1, mfu=0.412, tflops_per_device=1.5)
+    assert summary(full) == "loss 5.432  heads 1.23 -  12.3k tok/s  1.5 TFLOP/s  MFU 41.2%"
     assert summary(record(1, tokens_per_second=None)) == "loss 5.432  heads 1.23 -"
 
 

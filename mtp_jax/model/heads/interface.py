@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 
 from mtp_jax.config import ModelConfig, check_choice
 from mtp_jax.model.layers import RowContext
-from mtp_jax.model.stacks import Execution
+from mtp_jax.model.stacks import Execution, map_heads
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -116,3 +117,27 @@ def scale_gradient(x: jax.Array, gate: jax.Array | None) -> jax.Array:
         return x
     gate = gate.astype(x.dtype)
     return x * gate + jax.lax.stop_gradient(x * (1 - gate))
+
+
+def run_abreast(run: Callable[[Any, Any, jax.Array], jax.Array], z_BxLxD: jax.Array, stacked: Any, active_N: jax.Array,
+                gates_N: jax.Array | None, execution: Execution) -> jax.Array:
+    """Runs heads that do not see each other, and skips those that rest where `execution` says so.
+
+    Args:
+      run: (one head's parameters, its gate or None, z_BxLxD) -> h_BxLxD.
+      z_BxLxD: what all heads read.
+      stacked: parameters with a leading axis N.
+      active_N: as in `HeadKind.__call__`.
+      gates_N: as in `HeadKind.__call__`.
+      execution: how to run stacks.
+
+    Returns:
+      h_NxBxLxD, zeros for a head that was skipped.
+    """
+    def head(inputs):
+        leaves, active, gate = inputs
+        if not execution.skip_idle_heads:
+            return run(leaves, gate, z_BxLxD)
+        return jax.lax.cond(active, run, lambda leaves, gate, z_BxLxD: jnp.zeros_like(z_BxLxD), leaves, gate, z_BxLxD)
+
+    return map_heads(head, (stacked, active_N, gates_N), execution)

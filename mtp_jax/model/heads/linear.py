@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
-from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
+from mtp_jax.model.heads.interface import HeadKind, register_head_kind, run_abreast, scale_gradient
 from mtp_jax.model.layers import parameter
 from mtp_jax.model.primitives import project
-from mtp_jax.model.stacks import map_heads, split_module
+from mtp_jax.model.stacks import split_module
 
 
 class LinearMaps(nnx.Module):
@@ -46,14 +45,7 @@ class LinearHeads(HeadKind):
         def run(leaves, gate, x_BxLxD):
             return build(leaves)(scale_gradient(x_BxLxD, gate))
 
-        def head(inputs):
-            leaves, active, gate = inputs
-            if not execution.skip_idle_heads:
-                return run(leaves, gate, x_BxLxD)
-            return jax.lax.cond(active, run, lambda leaves, gate, x_BxLxD: jnp.zeros_like(x_BxLxD),
-                                leaves, gate, x_BxLxD)
-
-        return map_heads(head, (stacked, active_N, gates_N), execution)
+        return run_abreast(run, x_BxLxD, stacked, active_N, gates_N, execution)
 
     def matmul_flops(self, config: ModelConfig, layer_flops: float) -> float:
         del layer_flops

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
-from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
+from mtp_jax.model.heads.interface import HeadKind, register_head_kind, run_abreast, scale_gradient
 from mtp_jax.model.layers import Block
-from mtp_jax.model.stacks import checkpoint, map_heads, split_module
+from mtp_jax.model.stacks import checkpoint, split_module
 
 
 @register_head_kind("parallel")
@@ -25,13 +23,4 @@ class ParallelHeads(HeadKind):
         def run(leaves, gate, z_BxLxD):
             return norm(build(leaves)(scale_gradient(z_BxLxD, gate), context))
 
-        run = checkpoint(run, execution.remat)
-
-        def head(inputs):
-            leaves, active, gate = inputs
-            if not execution.skip_idle_heads:
-                return run(leaves, gate, z_BxLxD)
-            return jax.lax.cond(active, run, lambda leaves, gate, z_BxLxD: jnp.zeros_like(z_BxLxD),
-                                leaves, gate, z_BxLxD)
-
-        return map_heads(head, (stacked, active_N, gates_N), execution)
+        return run_abreast(checkpoint(run, execution.remat), z_BxLxD, stacked, active_N, gates_N, execution)

@@ -18,13 +18,14 @@ def get_config():
     config.model.num_layers = 8
     config.model.d_model = 128
     config.data.source = "stdlib"
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.seq_len = 256
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 40
-    config.train.num_steps = 400
-    config.train.checkpoint_every = 100
-    config.train.validate_every = 50
+    config.data.validation_batches = 16
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 60
+    config.train.num_steps = 1000
+    config.train.checkpoint_every = 200
+    config.train.validate_every = 100
     return config
 
 

@@ -13,7 +13,7 @@ from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
 SAMPLE_TOKENS = 160
 
 
-def report(workdir: epath.PathLike, *, prompt: str = "def ", temperature: float = 0.5) -> str:
+def report(workdir: epath.PathLike, *, prompt: str = "def __init__(self", temperature: float = 0.8) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:

@@ -159,7 +159,10 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
     inputs = {"h": h_NxBxLxD, "targets": targets_NxBxL, "mask": mask_NxBxL, "scale": scale_N}
     if replicated:
         inputs["unembedding"] = unembedding
-    carry, outputs = fold_heads(head, carry, inputs, static.execution)
+    # A loop even where layers are unrolled: straight-line code would let the compiler form every head's gradient of the
+    # unembedding before it adds them up.
+    carry, outputs = fold_heads(head, carry, inputs, dataclasses.replace(
+        static.execution, unroll=h_NxBxLxD.shape[0] == static.execution.heads_abreast))
     if static.gradient:
         gradient = outputs["unembedding_gradient"] if replicated else carry["unembedding"]
         outputs["unembedding_gradient"] = gradient.astype(unembedding.dtype)

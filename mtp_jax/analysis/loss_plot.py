@@ -12,7 +12,7 @@ from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "plots/loss.png"
-SMOOTH_POINTS = 150  # a longer training curve is averaged down to about this many points
+SMOOTH_POINTS = 25  # a longer training curve is averaged down to about this many points
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -10,9 +10,8 @@ from mtp_jax.config import ModelConfig
 from mtp_jax.model import Execution, ModelSpec
 from mtp_jax.objective import mtp_cross_entropy, multi_token_targets
 
-# For jit: the CPU compiler then takes a quarter of its time. The programs are slower, which tiny ones do not feel.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
-         "xla_cpu_use_fusion_emitters": False}
+# For jit: the CPU compiler then takes a fraction of its time. The programs are slower, which tiny ones do not feel.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ROLLED = Execution(unroll=False)
 B, L = 2, 12
 

@@ -14,7 +14,7 @@ V, B, L = 8_192, 8, 128
 
 def program_of(n, remat):
     # As many layers as a real model has against n: a head's state replaces a trunk layer's.
-    config = config_of(model__num_heads=n, model__num_layers=12, model__d_model=32, model__vocab_size=V,
+    config = config_of(model__num_heads=n, model__num_layers=12, model__d_model=64, model__vocab_size=V,
                        data__batch_size=B, data__seq_len=L, compute__remat=remat, compute__logits_bytes=2**20)
     return build_program(config, jax.devices()[:1])
 

@@ -7,10 +7,10 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
+import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +114,16 @@ def _replace(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
+@contextlib.contextmanager
+def _told_of(path: epath.PathLike) -> Iterator[None]:
+    """Gives an OSError of writing `path` the file's name and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}: the run's metrics cannot be written; free some space, "
+                      "or choose another workdir", os.fspath(path)) from error
+
+
 class RunLog:
     """Writes a run's records to metrics.jsonl and to TensorBoard. Only process 0 writes; elsewhere calls do nothing.
 
@@ -137,6 +147,7 @@ class RunLog:
         """
         self._active = jax.process_index() == 0
         self._closed = False
+        self._failed = False  # a write or a flush has raised
         self._events: _Events | None = None
         self._descriptor: int | None = None
         if not self._active:
@@ -151,7 +162,8 @@ class RunLog:
         self._text = self._path.read_text() if self._remote and self._path.exists() else ""
         self._saved = time.monotonic()
         if not self._remote:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            with _told_of(self._path):
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if tensorboard:
             self._events = _Events(self._workdir, step=step)
 
@@ -168,50 +180,74 @@ class RunLog:
             return
         values = to_json(record)
         line = json.dumps(values, allow_nan=False) + "\n"
-        if self._descriptor is not None:
-            self._append(self._descriptor, line.encode())
-        else:
-            self._text += line
-        if self._events is not None:
-            self._events.write(values)
+        with self._noting_failure():
+            if self._descriptor is not None:
+                self._append(self._descriptor, line.encode())
+            else:
+                self._text += line
+            if self._events is not None:
+                self._events.write(values)
         if self._remote and time.monotonic() - self._saved > REMOTE_SECONDS:
             self.flush()
 
     def _append(self, descriptor: int, line: bytes) -> None:
         """Appends a line to a local file; a part that a full disk refused is taken back."""
         end = os.fstat(descriptor).st_size
+        with _told_of(self._path):
+            try:
+                written = os.write(descriptor, line)
+                while written < len(line):
+                    written += os.write(descriptor, line[written:])
+            except OSError:
+                with contextlib.suppress(OSError):  # the first error is the one to tell; `cut_back` drops a torn line
+                    os.ftruncate(descriptor, end)
+                raise
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """Remembers an OSError, so that `close` does not try again and tell another one in its place."""
         try:
-            written = os.write(descriptor, line)
-            while written < len(line):
-                written += os.write(descriptor, line[written:])
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the first error is the one to tell; `cut_back` drops a torn line
-                os.ftruncate(descriptor, end)
-            raise OSError(error.errno, f"{error.strerror}: the run's metrics cannot be written; free some space, or "
-                          "choose another workdir", os.fspath(self._path)) from error
+            yield
+        except OSError:
+            self._failed = True
+            raise
 
     def flush(self) -> None:
-        """Brings every record written so far to the disk or the bucket."""
+        """Brings every record written so far to the disk or the bucket.
+
+        Raises:
+          OSError: the disk is full or a file cannot be written; names the file.
+        """
         if not self._active:
             return
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-        elif self._text:
-            _replace(self._path, self._text)
-        if self._events is not None:
-            self._events.flush()
+        with self._noting_failure():
+            with _told_of(self._path):
+                if self._descriptor is not None:
+                    os.fsync(self._descriptor)
+                elif self._text:
+                    _replace(self._path, self._text)
+            if self._events is not None:
+                self._events.flush()
         self._saved = time.monotonic()
 
     def close(self) -> None:
-        """Flushes and closes; further records are refused."""
+        """Flushes and closes; further records are refused. After a failed write or flush, only closes.
+
+        Raises:
+          OSError: the disk is full or a file cannot be written; names the file.
+        """
         if self._closed:
             return
-        self.flush()
         self._closed = True
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        if self._events is not None:
-            self._events.close()
+        try:
+            if not self._failed:
+                self.flush()
+        finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            if self._events is not None:
+                with contextlib.suppress(OSError) if self._failed else contextlib.nullcontext():
+                    self._events.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -235,21 +271,30 @@ class _Events:
     """A TensorBoard event file, written in the caller's thread.
 
     tensorboardX's SummaryWriter hands events to a thread: its flush does not wait for them, and when a full disk ends
-    the thread, the next records block for ever. So only its file writer is used.
+    the thread, the next records block for ever. So only its record format is used.
     """
 
     def __init__(self, workdir: epath.Path, *, step: int):
-        from tensorboardX import event_file_writer  # costs 0.3 s, and is optional by config
+        from tensorboardX import record_writer  # costs 0.3 s, and is optional by config
         from tensorboardX.proto import event_pb2
 
         self._workdir = workdir
         self._temporary = tempfile.TemporaryDirectory(prefix="events_") if is_remote(workdir) else None
         folder = self._temporary.name if self._temporary else os.fspath(workdir)
         # The process number keeps apart two sessions that start within a second, which share the rest of the name.
-        self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}.{step}")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{step}"
+        self._path = os.path.join(folder, name)
+        with _told_of(self._path):
+            self._file = record_writer.RecordWriter(self._path)
+        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         # This is SummaryWriter's purge_step: older events from here on are hidden.
-        self._file.write_event(event_pb2.Event(step=step + 1 if step else 0, wall_time=time.time(), session_log=start))
+        self._add(event_pb2.Event(step=step + 1 if step else 0, wall_time=time.time(), session_log=start))
+
+    def _add(self, event: Any) -> None:
+        """Adds an event; a full buffer goes to the disk."""
+        with _told_of(self._path):
+            self._file.write(event.SerializeToString())
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Adds the scalars of a line of metrics.jsonl."""
@@ -257,18 +302,22 @@ class _Events:
         from tensorboardX.summary import scalar
 
         for tag, value in scalars(values):
-            self._file.write_event(event_pb2.Event(step=values["step"], wall_time=time.time(),
-                                                   summary=scalar(tag, value)))
+            self._add(event_pb2.Event(step=values["step"], wall_time=time.time(), summary=scalar(tag, value)))
 
     def flush(self) -> None:
         """Writes what is buffered; for a bucket, copies the file there."""
-        self._file.flush()
+        with _told_of(self._path):
+            self._file.flush()
         if self._temporary is not None:
-            for file in pathlib.Path(self._temporary.name).iterdir():
-                epath.Path(file).copy(self._workdir / file.name, overwrite=True)
+            target = self._workdir / os.path.basename(self._path)
+            with _told_of(target):
+                epath.Path(self._path).copy(target, overwrite=True)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        """Closes the file, also where what is buffered cannot be written any more."""
+        try:
+            with _told_of(self._path):
+                self._file.close()
+        finally:
+            if self._temporary is not None:
+                self._temporary.cleanup()

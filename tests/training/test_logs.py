@@ -1,5 +1,7 @@
 """metrics.jsonl and TensorBoard events: schema, cutting back, killed writers, full disks, buckets."""
 
+import errno
+import io
 import json
 import math
 import os
@@ -156,6 +158,54 @@ def test_full_disk_names_the_file_and_leaves_whole_lines(tmp_path, monkeypatch):
     assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "metrics.jsonl")
     log.write(record(3))
     assert [v["step"] for v in lines(tmp_path)] == [1, 3]
+
+
+def test_full_disk_under_metrics_is_what_a_with_block_raises(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="metrics cannot be written; free some space") as caught:
+        with RunLog(tmp_path, step=0) as log:
+            log.write(record(1))
+            monkeypatch.setattr(os, "fsync", full)  # a second flush would raise, too
+            monkeypatch.setattr(os, "write", full)
+            log.write(record(2))
+    monkeypatch.undo()
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "metrics.jsonl")
+    assert caught.value.__context__ is caught.value.__cause__ and caught.value.__cause__.__context__ is None
+    with pytest.raises(OSError):  # closed
+        os.fstat(log._descriptor)
+    log.close()
+
+
+class FullDisk(io.RawIOBase):
+    """A file that nothing can be written to."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("buffer, at", [(1, "write"), (2**16, "flush"), (2**16, "close")])
+def test_full_disk_under_events_names_the_file_and_the_remedy(buffer, at, tmp_path, monkeypatch):
+    raw = FullDisk()
+    log = RunLog(tmp_path, step=0)
+    log.flush()
+    monkeypatch.setattr(log._events._file, "_writer", io.BufferedWriter(raw, buffer))
+    with pytest.raises(OSError, match="No space left.*metrics cannot be written; free some space") as caught:
+        with log:
+            log.write(record(1))
+            assert at != "write"
+            if at == "flush":
+                log.flush()
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(next(tmp_path.glob("events.out.tfevents.*")))
+    assert raw.closed and [v["step"] for v in lines(tmp_path)] == [1]
+    with pytest.raises(OSError):  # closed
+        os.fstat(log._descriptor)
+    log.close()
 
 
 def test_closed_log_refuses_records(tmp_path):

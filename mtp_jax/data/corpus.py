@@ -115,8 +115,8 @@ def open_corpus(config: DataConfig) -> Corpus:
       The corpus, in memory.
 
     Raises:
-      ValueError: unknown source or tokenizer, a path that names nothing, or a corpus that cannot be trained on; names
-        the field, its value and the remedy.
+      ValueError: unknown source or tokenizer, a path that names nothing, a document that cannot be read, or a corpus
+        that cannot be trained on; names the field, its value and the remedy.
     """
     tokenizer = build_tokenizer(config)
     documents = sorted(read_documents(config), key=lambda document: document.name)
@@ -125,7 +125,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     kept: dict[str, tuple[Document, np.ndarray]] = {}
     empty, not_text = [], []
     with futures.ThreadPoolExecutor(READ_THREADS) as executor:
-        for document, data in zip(documents, executor.map(lambda document: document.read(), documents)):
+        for document, data in zip(documents, executor.map(lambda document: _read(document, where), documents)):
             if document.name in kept:
                 raise ValueError(f"{where} yields two documents named {document.name!r}: names must differ.")
             if not data:
@@ -161,6 +161,19 @@ def open_corpus(config: DataConfig) -> Corpus:
                         "rows. A smaller data.seq_len or data.batch_size, or more text, avoids it.", where,
                         len(rows["train"]), config.seq_len, config.batch_size)
     return Corpus(config=config, tokenizer=tokenizer, hash=digest.hexdigest(), rows=rows, groups=split, skipped=skipped)
+
+
+def _read(document: Document, where: str) -> bytes:
+    """Returns the bytes of a document.
+
+    Raises:
+      ValueError: it cannot be read; names the field, the document and the remedy.
+    """
+    try:
+        return document.read()
+    except OSError as error:
+        raise ValueError(f"{where}: {document.name} cannot be read ({error.strerror or error}): make it readable for "
+                         "this user, move it out of the corpus, or name a glob that leaves it out.") from error
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Opening a corpus: contents, hash, split, determinism, and every refusal."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -87,6 +88,21 @@ def test_a_corpus_without_text_of_two_tokens(write_folder):
         open_corpus(DataConfig(source="files", path=write_folder({"a": "x", "b": "y", "c": "z", "d": ""})))
     with pytest.raises(ValueError, match=r"no document longer than one token \(0 documents; 1 not UTF-8 text"):
         open_corpus(DataConfig(source="files", path=write_folder({"a": b"\0\0"}, "binary")))
+
+
+@pytest.mark.parametrize("error, reason", [
+    (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied"),
+    (OSError("the bucket is gone"), "the bucket is gone"),
+])
+def test_a_document_that_cannot_be_read_is_named(error, reason, config, monkeypatch):
+    def fail():
+        raise error  # patched in, for a superuser reads everything
+
+    first, *rest = sources.files(config)
+    monkeypatch.setitem(sources.SOURCES, "files", lambda _: [dataclasses.replace(first, read=fail), *rest])
+    with pytest.raises(ValueError, match="make it readable.*or name a glob") as caught:
+        open_corpus(config)
+    assert f"data.path={config.path!r}: {first.name} cannot be read ({reason})" in str(caught.value)
 
 
 def test_a_corpus_of_one_file(write_folder):

@@ -49,6 +49,8 @@ def define_config(config: Any) -> flags.FlagHolder:
 
 def fail(message: Any) -> int:
     """Prints an error for a person and returns the exit status 1."""
+    if isinstance(message, OSError) and message.filename is not None:
+        message = f"{message.filename}: {message.strerror}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 

@@ -200,7 +200,11 @@ class OptimizerConfig:
         check_choice("optimizer.schedule", self.schedule, ("cosine", "wsd", "constant"))
         check_positive("optimizer", self, "learning_rate", "eps", minimum=1e-30)
         check_positive("optimizer", self, "warmup_steps", "weight_decay", "clip_norm", minimum=0)
-        for name in ("b1", "b2", "decay_ratio", "decay_fraction"):
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be at least 0 and below 1: at 1 the "
+                                 "moment would never move.")
+        for name in ("decay_ratio", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1].")
         if self.schedule != "constant" and self.warmup_steps >= horizon:

@@ -34,15 +34,15 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
 
         try:
             prepared = prepare.prepare(from_config_dict(overridden.value), _WORKDIR.value)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return commands.fail(error)
         prepare.announce(prepared, from_config_dict(get_config()))
         try:
             status = prepared.dry_run() if _DRY_RUN.value else prepared.train()
-        except (loop.NonFiniteLoss, CheckpointError) as error:
+        except (loop.NonFiniteLoss, CheckpointError, OSError) as error:
             return commands.fail(error)
         if status == signals.DONE and not _DRY_RUN.value and prepared.is_first_process:
-            print(report.report(prepared.workdir))
+            print(report.report(prepared.workdir, with_sample=prepared.is_only_process))
         return status
 
     commands.run(run, "workdir", "dry_run", "config")

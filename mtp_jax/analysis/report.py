@@ -13,11 +13,14 @@ from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
 SAMPLE_TOKENS = 160
 
 
-def report(workdir: epath.PathLike, *, prompt: str = "def __init__(self", temperature: float = 0.8) -> str:
+def report(workdir: epath.PathLike, *, with_sample: bool = True, prompt: str = "def __init__(self",
+           temperature: float = 0.8) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:
       workdir: a run's folder with at least one checkpoint.
+      with_sample: read the newest checkpoint and sample from head 1; not for one of several processes, which would have
+        to read it together.
       prompt: what the sample continues.
       temperature: of the sample.
 
@@ -29,9 +32,12 @@ def report(workdir: epath.PathLike, *, prompt: str = "def __init__(self", temper
     """
     workdir = epath.Path(workdir)
     records = read_metrics(workdir)
-    step, text = continue_prompt(workdir, prompt, temperature)
-    lines = [*losses(records), "", f"A sample of head 1 at step {step} (temperature {temperature}), after "
-             f"{prompt!r}:", *("    " + line for line in (prompt + text).splitlines()), "", "Where everything lies:"]
+    lines = [*losses(records), ""]
+    if with_sample:
+        step, text = continue_prompt(workdir, prompt, temperature)
+        lines += [f"A sample of head 1 at step {step} (temperature {temperature}), after {prompt!r}:",
+                  *("    " + line.rstrip() for line in (prompt + text).splitlines()), ""]
+    lines.append("Where everything lies:")
     plot = plot_loss(workdir)
     for path, what in ((plot, "loss of each head over steps"), (workdir / "metrics.jsonl", "every number"),
                        (workdir / "config.json", "every setting"), (workdir / "checkpoints", "to go on from"),

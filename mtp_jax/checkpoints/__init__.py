@@ -2,7 +2,7 @@
 
 from mtp_jax.checkpoints.checkpointer import Checkpointer, Restored
 from mtp_jax.checkpoints.errors import CheckpointError, CheckpointMismatch
-from mtp_jax.checkpoints.init_from import LoadedParams, initialise_from, load_params
+from mtp_jax.checkpoints.init_from import LoadedParams, check_source, initialise_from, load_extra, load_params
 
-__all__ = ["CheckpointError", "CheckpointMismatch", "Checkpointer", "LoadedParams", "Restored", "initialise_from",
-           "load_params"]
+__all__ = ["CheckpointError", "CheckpointMismatch", "Checkpointer", "LoadedParams", "Restored", "check_source",
+           "initialise_from", "load_extra", "load_params"]

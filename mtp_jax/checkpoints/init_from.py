@@ -50,10 +50,7 @@ def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) 
     Raises:
       CheckpointError: there is no checkpoint, it is damaged (for a workdir: each is), or it holds no parameters.
     """
-    path = epath.Path(path).expanduser()
-    if "://" not in str(path):
-        path = epath.Path(os.path.abspath(path))  # Orbax reads from absolute paths only
-    checkpoint = _locate(path, verify=verify)
+    checkpoint = _locate(_absolute(path), verify=verify)
     stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
               if name.startswith(_PARAMS)}
     if not stored:
@@ -66,6 +63,11 @@ def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) 
     arrays = reading.read_arrays(checkpoint, {_PARAMS + name: leaf for name, leaf in wanted.items()})
     params = structure.nest({name.removeprefix(_PARAMS): array for name, array in arrays.items()})
     return LoadedParams(params, int(checkpoint.name), reading.read_extra(checkpoint), checkpoint)
+
+
+def load_extra(path: epath.PathLike) -> dict[str, Any]:
+    """Returns what was saved beside the state of the newest undamaged checkpoint; `path` as for `load_params`."""
+    return reading.read_extra(_locate(_absolute(path), verify=False))
 
 
 def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, heads: Sequence[Any] = ()) -> dict:
@@ -88,16 +90,59 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
       CheckpointMismatch: a leaf is missing, too many, misshapen or mistyped.
     """
     old, new = structure.flatten(source), structure.flatten(target)
+    rows = _match(old, new, heads)
+    result = {}
+    for name, leaf in new.items():
+        if not _mapped(name, old, new):
+            result[name] = _place(old[name], leaf)
+        elif all(row is None for row in rows):
+            result[name] = _concrete(name, leaf)
+        else:
+            result[name] = _map_heads(name, old[name], leaf, rows)
+    return structure.nest(result)
+
+
+def check_source(path: epath.PathLike, target: Mapping[str, Any], *, heads: Sequence[Any], head_kind: str) -> None:
+    """Checks that a model can start from another run's parameters, without reading an array.
+
+    Args:
+      path: as for `load_params`.
+      target: parameters of the new model, or their ShapeDtypeStructs.
+      heads: as for `initialise_from`.
+      head_kind: of the new model; heads of another kind may have the same shapes and would mean something else.
+
+    Raises:
+      ValueError: as `load_params` (but for the checksums) and `initialise_from`, or the head kinds differ.
+    """
+    checkpoint = _locate(_absolute(path), verify=False)
+    stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
+              if name.startswith(_PARAMS)}
+    rows = _match(stored, structure.flatten(target), heads)
+    kind = reading.read_extra(checkpoint).get("config", {}).get("model", {}).get("head_kind", head_kind)
+    if kind != head_kind and any(row is not None for row in rows):
+        raise ValueError(f"init_from.path={os.fspath(path)!r} holds {kind!r} heads and model.head_kind={head_kind!r}: "
+                         f"set model.head_kind={kind!r}, or every entry of init_from.heads to {FRESH!r}.")
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Returns the path as Orbax reads it."""
+    path = epath.Path(path).expanduser()
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
+def _mapped(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tells whether a parameter has one entry a head, which init_from.heads maps."""
+    return name.startswith("heads/") or (name == _UNEMBEDDING and all(
+        len(leaf.shape) == 3 for leaf in (old.get(name), new.get(name)) if leaf is not None))
+
+
+def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any]) -> list[int | None]:
+    """Checks that the source's leaves fit the new model's; returns what `_resolve_heads` does."""
     rows = _resolve_heads(tuple(heads), _count_heads(old), _count_heads(new))
     _check_trunk(old, new)
-
-    def mapped(name: str) -> bool:
-        return name.startswith("heads/") or (
-            name == _UNEMBEDDING and all(leaf.ndim == 3 for leaf in (old.get(name), new.get(name)) if leaf is not None))
-
     strict_old, strict_new = dict(old), dict(new)
     for leaves in (strict_old, strict_new):
-        for name in filter(mapped, list(leaves)):
+        for name in [name for name in leaves if _mapped(name, old, new)]:
             if all(row is None for row in rows):  # nothing of the source's heads is used, not even their existence
                 del leaves[name]
             else:
@@ -107,15 +152,7 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
         remedy="Only the number of heads may differ (heads are compared here without their leading axis): set the "
                "other fields of config.model (d_model, unembedding, tie_embedding, qk_norm, param_dtype, ...) as in "
                "the source's config.json.")
-    result = {}
-    for name, leaf in new.items():
-        if not mapped(name):
-            result[name] = _place(old[name], leaf)
-        elif all(row is None for row in rows):
-            result[name] = _concrete(name, leaf)
-        else:
-            result[name] = _map_heads(name, old[name], leaf, rows)
-    return structure.nest(result)
+    return rows
 
 
 def _locate(path: epath.Path, *, verify: bool) -> epath.Path:

@@ -78,6 +78,11 @@ class Run:
         """Whether this process speaks and writes for all."""
         return jax.process_index() == 0
 
+    @property
+    def is_only_process(self) -> bool:
+        """Whether the run has no other process."""
+        return jax.process_count() == 1
+
     def initial_state(self, checkpointer: Checkpointer) -> tuple[TrainState, int, int]:
         """Returns the state to start from, its step and the next global row.
 
@@ -90,19 +95,10 @@ class Run:
         state = self.program.init(jax.random.key(self.config.train.seed))
         if self.config.init_from.path:
             source = load_params(self.config.init_from.path, like=state.params, verify=self.config.checkpoint.verify)
-            self.check_head_kind(source.extra)
             params = initialise_from(source.params, state.params, heads=self.config.init_from.heads)
             state = dataclasses.replace(state, params=params)
             logging.info("Starting from the parameters of %s.", source.path)
         return state, 0, 0
-
-    def check_head_kind(self, extra: dict[str, Any]) -> None:
-        """Raises ValueError if heads of another kind would be taken over: their shapes may be the same."""
-        kind = extra.get("config", {}).get("model", {}).get("head_kind")
-        wanted, heads = self.config.model.head_kind, self.config.init_from.heads
-        if kind is not None and kind != wanted and any(entry != "fresh" for entry in heads or (1,)):
-            raise ValueError(f"init_from.path={self.config.init_from.path!r} holds {kind!r} heads and model.head_kind="
-                             f"{wanted!r}: set model.head_kind={kind!r}, or every entry of init_from.heads to 'fresh'.")
 
     def train(self) -> int:
         """Trains to the last step or until told to stop.
@@ -130,7 +126,8 @@ class Run:
 
     def dry_run(self) -> int:
         """Trains two steps and validates on one batch, and writes nothing."""
-        state = self.program.init(jax.random.key(self.config.train.seed))
+        checkpointer = Checkpointer(self.workdir / workdirs.CHECKPOINTS, self.config.checkpoint)
+        state, _, _ = self.initial_state(checkpointer)
         with self.corpus.train_batches(jax.process_index(), jax.process_count(), 0) as batches:
             for step in (1, 2):
                 start = time.perf_counter()
@@ -161,11 +158,16 @@ class _Loop:
 
     def run(self, state: TrainState, step: int) -> int:
         """Runs from `step` steps done to the end; returns the exit status."""
-        config, last = self.config.train, self.config.train.num_steps
+        last = self.config.train.num_steps
         if step >= last:
             logging.info("All %d steps are done; raise train.num_steps to train on.", last)
             return signals.DONE
-        profiler = _Profiler(self.config, self.run_.workdir)
+        with _Profiler(self.config, self.run_.workdir, first_step=step + 1) as profiler:
+            return self.run_steps(state, step, profiler)
+
+    def run_steps(self, state: TrainState, step: int, profiler: _Profiler) -> int:
+        """The loop itself; see `run`."""
+        config, last = self.config.train, self.config.train.num_steps
         status = None
         while step < last and status is None:
             profiler.before(step + 1)
@@ -187,7 +189,6 @@ class _Loop:
                 self.save(state, step)
             if validates or saves:
                 self.meter.pause()
-        profiler.close()
         self.checkpointer.wait()
         if step < last:
             logging.info("Stopped and saved at step %d of %d; the same command goes on from there.", step, last)
@@ -235,10 +236,19 @@ class _Loop:
 class _Profiler:
     """Traces the steps that the config names, for TensorBoard's profile tab."""
 
-    def __init__(self, config: Config, workdir: epath.Path):
+    def __init__(self, config: Config, workdir: epath.Path, *, first_step: int):
         self._first, self._last = config.logging.profile_start, (config.logging.profile_start
                                                                  + config.logging.profile_steps - 1)
         self._folder, self._on = workdir / "profile", False
+        if self._first and not first_step <= self._first <= config.train.num_steps:
+            logging.warning("logging.profile_start=%d is not among the steps %d to %d of this start: no profile is "
+                            "written.", self._first, first_step, config.train.num_steps)
+
+    def __enter__(self) -> _Profiler:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""

@@ -53,22 +53,30 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
     if config.weight_decay:
         decays = nest_params({path: "norm" not in names for path, names in flatten_params(axes).items()})
         stages.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
-    return optax.chain(*stages)
+    inner = optax.chain(*stages)
+
+    def init(params: Any) -> Any:
+        # Gradients come in fp32 or wider, whatever the parameters are kept in, and so do the moments from the start.
+        return inner.init(jax.tree.map(lambda p: p.astype(jnp.promote_types(jnp.float32, p.dtype)), params))
+
+    return optax.GradientTransformation(init, inner.update)
 
 
-def rest_idle_heads(updates: Params, axes: Params, active_N: jax.Array) -> Params:
+def rest_idle_heads(updates: Params, axes: Params, *, needed_N: jax.Array, weighted_N: jax.Array) -> Params:
     """Sets the update of heads that no loss needs to zero: they neither decay nor drift on old momentum.
 
     Args:
       updates: what the optimizer would add to the parameters.
       axes: their logical axes; those that start with "pred_heads" have one entry a head.
-      active_N: bool, the heads that a loss needs.
+      needed_N: bool, the heads whose layers a loss needs, their own or that of a head that stacks on them.
+      weighted_N: bool, the heads with a loss of their own, which alone needs their own unembedding.
     """
     flat_axes = flatten_params(axes)
 
     def rest(path: str, update: jax.Array) -> jax.Array:
         if flat_axes[path][0] != "pred_heads":
             return update
+        active_N = weighted_N if path.startswith("unembedding/") else needed_N
         return jnp.where(active_N.reshape((-1,) + (1,) * (update.ndim - 1)), update, 0)
 
     return nest_params({path: rest(path, update) for path, update in flatten_params(updates).items()})

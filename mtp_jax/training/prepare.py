@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mtp_jax.checkpoints import Checkpointer
+from mtp_jax.checkpoints import Checkpointer, check_source
 from mtp_jax.config import Config, differences
 from mtp_jax.data import open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
@@ -42,8 +42,13 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
     corpus = open_corpus(config.data)
     config = resolve_vocabulary(config, corpus.tokenizer)
     program = build_program(config)
+    workdirs.check_folder(workdir)
     has_checkpoint = bool(Checkpointer(workdir / workdirs.CHECKPOINTS, config.checkpoint).steps())
-    workdirs.check_identity(workdir, config, corpus.hash, has_checkpoint=has_checkpoint)
+    if has_checkpoint:
+        workdirs.check_identity(workdir, config, corpus.hash)
+    elif config.init_from.path:
+        check_source(config.init_from.path, program.spec.shapes, heads=config.init_from.heads,
+                     head_kind=config.model.head_kind)
     return Run(config, workdir, corpus, program)
 
 
@@ -118,5 +123,6 @@ def command_line() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
-    return " ".join([program, *(shlex.quote(argument) for argument in sys.argv[1:] if argument != "--dry_run")])
+    return " ".join([program, *(shlex.quote(argument) for argument in sys.argv[1:]
+                                if argument.split("=")[0].lstrip("-") != "dry_run")])
 

@@ -53,8 +53,8 @@ class Program:
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """Makes the global batch of this host's rows, without a copy of what other hosts hold."""
-        return {name: jax.make_array_from_process_local_data(self.batch[name].sharding, batch[name])
-                for name in BATCH_FIELDS}
+        return {name: jax.make_array_from_process_local_data(self.batch[name].sharding, batch[name],
+                                                             self.batch[name].shape) for name in BATCH_FIELDS}
 
     @property
     def flops_per_token(self) -> int:
@@ -95,6 +95,24 @@ class Program:
         return self.state_bytes() + params + activations + logits
 
 
+def check_rows_of_processes(sharding: jax.sharding.Sharding, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless this process's devices hold its own share of the rows, each row once.
+
+    A process reads B / process_count rows: where two processes hold the same row, they would hold two different ones.
+    """
+    if jax.process_count() == 1 or not sharding.addressable_devices:
+        return
+    index = sharding.addressable_devices_indices_map(shape)
+    held = {(part[0].start or 0, part[0].stop or shape[0]) for part in index.values() if part is not None}
+    start, stop = min(first for first, _ in held), max(last for _, last in held)
+    share = shape[0] // jax.process_count()
+    if (start, stop) != (jax.process_index() * share, (jax.process_index() + 1) * share):
+        raise ValueError(f"parallel.mesh gives the devices of process {jax.process_index()} the rows {start} to "
+                         f"{stop - 1} of data.batch_size={shape[0]}, and it reads the rows "
+                         f"{jax.process_index() * share} to {(jax.process_index() + 1) * share - 1}: split rows over "
+                         f"all {jax.process_count()} processes, by data or fsdp.")
+
+
 def platform_of(mesh: Mesh) -> str:
     """Returns "cpu", "gpu" or "tpu"; of a topology that is compiled for ahead of time, too."""
     return mesh.devices.flat[0].platform
@@ -127,8 +145,12 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
     kernel = resolve_kernel(config.compute.attention, platform_of(mesh), seq_len=config.data.seq_len,
                             head_dim=config.model.attention_head_dim, dtype=config.model.dtype)
     execution = resolve_execution(config.compute, num_heads=config.model.num_heads,
-                                  pred_heads_axis=layout.size("pred_heads") if kind.abreast else 1,
+                                  pred_heads_axis=layout.size("pred_heads"),
                                   platform=platform_of(mesh), kernel=kernel, skip_idle_heads=weights.heads_may_rest)
+    if not kind.abreast and layout.size("pred_heads") > 1:
+        raise ValueError(f"parallel.mesh has pred_heads:{layout.size('pred_heads')}, but heads of model.head_kind="
+                         f"{config.model.head_kind!r} run one after the other, so that every device would gather each: "
+                         "set pred_heads:1 and give the devices to data, fsdp or tensor.")
     if config.compute.run_heads == "vmap" and not kind.abreast:
         raise ValueError(f"compute.run_heads='vmap' cannot be had with model.head_kind={config.model.head_kind!r}, "
                          "whose heads stack on each other: choose 'auto' or 'scan'.")
@@ -149,6 +171,8 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
     rows = layout.sharding(("batch", "length"), shape, "batch")
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows) for name in BATCH_FIELDS}
     batch_sharding = {name: rows for name in BATCH_FIELDS}
+
+    check_rows_of_processes(rows, shape)
 
     functions = make_step_functions(config, spec, layout, execution, weights, optimizer, trainable)
     return Program(

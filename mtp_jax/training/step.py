@@ -148,7 +148,8 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
             params, frozen = partition(state.params, trainable)
             updates, opt_state = optimizer.update(grads, state.opt_state, params)
             if execution.skip_idle_heads:
-                updates = optimizers.rest_idle_heads(updates, trainable_axes, kind.active(weights_N))
+                updates = optimizers.rest_idle_heads(updates, trainable_axes, needed_N=kind.active(weights_N),
+                                                     weighted_N=weights_N > 0)
             lr = rate(state.step + 1)
             params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
             metrics = StepMetrics(loss, sums, weights_N, optax.tree.norm(grads), jnp.asarray(lr, jnp.float32))

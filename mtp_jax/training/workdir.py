@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 
 import mtp_jax
+from mtp_jax.checkpoints import load_extra
 from mtp_jax.config import Config, differences, dumps, free_on_resume
 
 CONFIG_FILE = "config.json"
@@ -27,24 +28,35 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or use another --workdir.") from error
+        raise ValueError(f"{path} is damaged ({error}): restore it, or delete it, for the checkpoints hold the same "
+                         "settings.") from error
 
 
-def check_identity(workdir: epath.Path, config: Config, corpus_hash: str, *, has_checkpoint: bool) -> None:
-    """Checks that a workdir belongs to the run that is to go on in it, and tells what changed.
+def check_folder(workdir: epath.Path) -> None:
+    """Raises ValueError unless `workdir` is a folder or can become one."""
+    place = workdir
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--workdir={workdir} cannot be a folder, for {place} is a file: name another.")
+
+
+def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> None:
+    """Checks that a workdir with a checkpoint belongs to the run that is to go on in it, and tells what changed.
 
     Args:
       workdir: the run's folder.
       config: of this run, with the vocabulary size resolved.
       corpus_hash: of this run's corpus.
-      has_checkpoint: whether there is something to go on from; else the folder may become another run's.
 
     Raises:
       ValueError: fields that make up the run's identity differ; names each with both values.
     """
     stored = read_config(workdir)
-    if stored is None or not has_checkpoint:
-        return
+    if stored is None:
+        extra = load_extra(workdir)
+        logging.warning("%s is missing; the newest checkpoint tells whose run this is.", workdir / CONFIG_FILE)
+        stored = {**extra["config"], "corpus_hash": extra["corpus_hash"]}
     changed = differences(stored, config)
     if stored.get("corpus_hash") != corpus_hash:
         changed["corpus_hash"] = (stored.get("corpus_hash"), corpus_hash)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from mtp_jax.training import prepare, signals
 from mtp_jax.training.loop import Meter, NonFiniteLoss
+from mtp_jax.training.program import Program
 from tests.training.small_runs import small
 
 
@@ -89,8 +91,6 @@ def test_another_identity_is_refused_and_names_the_fields(unbroken, corpus):
 
 
 def test_a_changed_corpus_is_refused(corpus, tmp_path):
-    import shutil
-
     copy = shutil.copytree(corpus, tmp_path / "corpus")
     assert prepare.prepare(small(copy, train__num_steps=4, optimizer__schedule_steps=8), tmp_path / "run").train() == 0
     (copy / "file_0.py").write_text("changed = True\n" * 9)
@@ -115,8 +115,8 @@ def test_cadence_may_change_and_a_schedule_on_num_steps_warns(unbroken, corpus, 
 ])
 def test_bad_input_is_refused_before_anything_is_written(changes, message, corpus, tmp_path):
     with pytest.raises(ValueError, match=message):
-        prepare.prepare(small(corpus, **changes), tmp_path / "run").train()
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        prepare.prepare(small(corpus, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_names_head_and_step_and_keeps_the_checkpoint(corpus, tmp_path, monkeypatch):
@@ -169,7 +169,77 @@ def test_init_from_takes_trunk_and_heads(unbroken, corpus, tmp_path):
 def test_init_from_refuses_heads_of_another_kind(unbroken, corpus, tmp_path):
     config = small(corpus, model__head_kind="causal", init_from__path=str(unbroken))
     with pytest.raises(ValueError, match="holds 'parallel' heads and model.head_kind='causal'"):
-        prepare.prepare(config, tmp_path).train()
+        prepare.prepare(config, tmp_path)
+    fresh = small(corpus, model__head_kind="causal", init_from__path=str(unbroken),
+                  init_from__heads=("fresh", "fresh"))
+    assert prepare.prepare(fresh, tmp_path).dry_run() == signals.DONE
+
+
+@pytest.mark.parametrize("heads, message", [
+    ((1, 2, "fresh"), "has 3 entries for model.num_heads=2"), ((1, 3), "numbered from 1 to 2"),
+    ((1, "frsh"), 'Did you mean "fresh"')])
+def test_init_from_heads_are_checked_before_anything_is_computed(heads, message, unbroken, corpus, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepare.prepare(small(corpus, init_from__path=str(unbroken), init_from__heads=heads), tmp_path)
+
+
+def test_without_config_json_the_checkpoint_tells_whose_run_it_is(unbroken, corpus, tmp_path, caplog):
+    copy = shutil.copytree(unbroken, tmp_path / "run")
+    (copy / "config.json").unlink()
+    with pytest.raises(ValueError, match="optimizer.learning_rate: the workdir has 0.01, this run 0.5"):
+        prepare.prepare(small(corpus, optimizer__learning_rate=0.5), copy)
+    assert "config.json is missing" in caplog.text
+    assert prepare.prepare(small(corpus), copy).train() == signals.DONE
+
+
+def test_a_file_is_no_workdir(corpus, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file: name another"):
+        prepare.prepare(small(corpus), tmp_path / "file" / "run")
+
+
+def test_a_profile_that_cannot_come_is_told(unbroken, corpus, tmp_path, caplog):
+    copy = shutil.copytree(unbroken, tmp_path / "run")
+    config = small(corpus, logging__profile_start=3, train__num_steps=9, optimizer__schedule_steps=8)
+    stored = json.loads((copy / "config.json").read_text())
+    stored["optimizer"]["schedule_steps"] = 8
+    (copy / "config.json").write_text(json.dumps(stored))
+    assert prepare.prepare(config, copy).train() == signals.DONE
+    assert "profile_start=3 is not among the steps 9 to 9" in caplog.text
+
+
+def test_bfloat16_parameters_resume_and_compile_once(corpus, tmp_path):
+    changes = dict(model__param_dtype="bfloat16", model__dtype="bfloat16", optimizer__schedule_steps=8)
+    run = prepare.prepare(small(corpus, train__num_steps=4, **changes), tmp_path)
+    assert run.train() == signals.DONE and run.program.train_step._cache_size() == 1
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(run.program.state.opt_state) if leaf.ndim} == {"float32"}
+    assert prepare.prepare(small(corpus, **changes), tmp_path).train() == signals.DONE
+    assert max(record["step"] for record in lines(tmp_path)) == 8
+
+
+def test_another_mesh_goes_on_with_the_same_tokens_and_losses(corpus, tmp_path, monkeypatch):
+    """20 fp32 steps on 2 x 2 x 2 devices after 4 on 8, against 24 on 8."""
+    seen = {}
+    put = Program.put
+
+    def record(self, batch):
+        seen.setdefault(self.config.parallel.mesh, []).append(batch["tokens"].copy())
+        return put(self, batch)
+
+    monkeypatch.setattr(Program, "put", record)
+    steps = dict(train__validate_every=100, optimizer__schedule_steps=24)
+    whole = small(corpus, train__num_steps=24, **steps)
+    assert prepare.prepare(whole, tmp_path / "whole").train() == signals.DONE
+    assert prepare.prepare(small(corpus, train__num_steps=4, **steps), tmp_path / "moved").train() == signals.DONE
+    mesh = "data:2,fsdp:2,tensor:2"
+    moved = small(corpus, train__num_steps=24, parallel__mesh=mesh, **steps)
+    assert prepare.prepare(moved, tmp_path / "moved").train() == signals.DONE
+    tokens = seen[whole.parallel.mesh]
+    np.testing.assert_array_equal(np.stack(tokens[4:24]), np.stack(seen[mesh][:20]))
+    losses = [[record["loss"] for record in lines(tmp_path / name) if record["split"] == "train"]
+              for name in ("whole", "moved")]
+    assert len(losses[0]) == 24
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_the_description_has_what_a_reader_needs(corpus, tmp_path):

@@ -49,8 +49,11 @@ def test_the_gradient_is_clipped_to_the_norm():
 
 
 def test_idle_heads_keep_their_parameters():
-    updates = {"heads": {"w": jnp.ones((3, 2))}, "trunk": {"w": jnp.ones((3, 2))}}
-    axes = {"heads": {"w": ("pred_heads", "embed")}, "trunk": {"w": ("layers", "embed")}}
-    rested = rest_idle_heads(updates, axes, jnp.asarray([True, False, True]))
+    updates = {name: {"w": jnp.ones((3, 2))} for name in ("heads", "trunk", "unembedding")}
+    axes = {"heads": {"w": ("pred_heads", "embed")}, "trunk": {"w": ("layers", "embed")},
+            "unembedding": {"w": ("pred_heads", "embed")}}
+    rested = rest_idle_heads(updates, axes, needed_N=jnp.asarray([True, False, True]),
+                             weighted_N=jnp.asarray([False, False, True]))
     np.testing.assert_array_equal(rested["heads"]["w"], [[1, 1], [0, 0], [1, 1]])
+    np.testing.assert_array_equal(rested["unembedding"]["w"], [[0, 0], [0, 0], [1, 1]])
     np.testing.assert_array_equal(rested["trunk"]["w"], updates["trunk"]["w"])

@@ -214,6 +214,7 @@ def test_validation_counts_agreement_of_head_1_with_itself_as_one():
     (dict(objective__schedule="forwards"), 'Did you mean "forward"'),
     (dict(model__head_kind="paralell"), 'Did you mean "parallel"'),
     (dict(compute__run_heads="vmap", model__head_kind="causal", parallel__mesh="data:1,fsdp:1"), "run_heads='vmap'"),
+    (dict(model__num_heads=3, model__head_kind="causal", parallel__mesh="pred_heads:3"), "run one after the other"),
     (dict(compute__run_heads="scan", model__num_heads=3, parallel__mesh="pred_heads:3"), "would gather"),
     (dict(compute__attention="flsh"), "flsh"),
 ])

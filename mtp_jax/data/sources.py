@@ -22,6 +22,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 
 from mtp_jax.config import DataConfig, check_choice
+from mtp_jax.registry import claim
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages")
 STDLIB_SKIPPED_FOLDERS = ("test", "tests", "idle_test")
@@ -61,11 +62,7 @@ def register_source(name: str) -> Callable[[Source], Source]:
       ValueError: the name is taken by another function.
     """
     def register(source: Source) -> Source:
-        known = SOURCES.get(name)
-        # A module that is run by `python -m` and then imported under its own name registers the same function twice.
-        if known is not None and known.__code__.co_filename != source.__code__.co_filename:
-            raise ValueError(f"data source {name!r} is already registered by {known.__code__.co_filename}: "
-                             "choose another name.")
+        claim("data source", name, SOURCES, source)
         SOURCES[name] = source
         return source
 

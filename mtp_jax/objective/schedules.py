@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import ObjectiveConfig, check_choice
+from mtp_jax.registry import claim
 
 Schedule = Callable[[ObjectiveConfig, int, int, Any], jax.Array]
 
@@ -34,11 +35,10 @@ def register_schedule(name: str, *, heads_may_rest: MayRest) -> Callable[[Schedu
         then skipped at run time.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken by another function.
     """
     def register(schedule: Schedule) -> Schedule:
-        if name in SCHEDULES:
-            raise ValueError(f"schedule {name!r} is registered twice.")
+        claim("schedule", name, SCHEDULES, schedule)
         SCHEDULES[name], _HEADS_MAY_REST[name] = schedule, heads_may_rest
         return schedule
 

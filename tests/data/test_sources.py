@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -150,7 +152,27 @@ def test_a_source_in_one_file(monkeypatch):
 
 def test_a_source_may_not_take_another_ones_name(monkeypatch):
     monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
-    with pytest.raises(ValueError, match="data source 'stdlib' is already registered"):
+    with pytest.raises(ValueError, match=r"data source 'stdlib' is already registered by stdlib in .*sources\.py"):
         register_source("stdlib")(lambda config: [])
-    same = register_source("mine")(lambda config: [])
-    assert register_source("mine")(same) is same  # a module run by -m is imported twice
+    assert sources.SOURCES["stdlib"] is sources.stdlib
+
+
+def test_a_module_that_is_run_and_imported_registers_once(tmp_path, monkeypatch):
+    """All three kinds of registration have this rule: what registers again from the same place takes the name over."""
+    (tmp_path / "poems_module.py").write_text(
+        "from mtp_jax.data import register_source\nfrom mtp_jax.model.heads import HeadKind, register_head_kind\n"
+        "from mtp_jax.objective.schedules import register_schedule\n"
+        "@register_source('poems')\ndef poems(config): ...\n"
+        "@register_schedule('poems', heads_may_rest=False)\ndef weights(*_): ...\n"
+        "@register_head_kind('poems')\nclass Poems(HeadKind):\n"
+        "    def parameters(self, config, rngs): ...\n    def __call__(self, *_, **__): ...\n")
+    code = ("import runpy, sys; sys.path.insert(0, sys.argv[1])\n"
+            "import poems_module\nfrom mtp_jax.data import sources\n"
+            "runpy.run_module('poems_module', run_name='__main__', alter_sys=True)\n"
+            "assert sources.SOURCES['poems'] is not poems_module.poems\n"
+            "for _ in range(2):  # a notebook's cell, run again after an edit\n"
+            "    exec(compile('@sources.register_source(\"cell\")\\ndef cell(config): ...', f'cell-{_}', 'exec'))\n"
+            "@sources.register_source('poems')\ndef other(config): ...\n")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=pathlib.Path(__file__).parents[2],
+                          capture_output=True, text=True)
+    assert "data source 'poems' is already registered by poems in " in done.stderr.splitlines()[-1], done.stderr

@@ -94,7 +94,7 @@ def test_unknown_schedule_suggests_the_nearest():
 def test_a_schedule_of_ones_own(monkeypatch):
     monkeypatch.setattr(schedules_lib, "SCHEDULES", dict(SCHEDULES))
     monkeypatch.setattr(schedules_lib, "_HEADS_MAY_REST", dict(schedules_lib._HEADS_MAY_REST))
-    with pytest.raises(ValueError, match="'constant' is registered twice"):
+    with pytest.raises(ValueError, match="schedule 'constant' is already registered by constant in"):
         register_schedule("constant", heads_may_rest=False)(lambda *_: None)
 
     @register_schedule("fading", heads_may_rest=True)

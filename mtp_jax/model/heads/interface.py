@@ -13,6 +13,7 @@ from flax import nnx
 from mtp_jax.config import ModelConfig, check_choice
 from mtp_jax.model.layers import RowContext
 from mtp_jax.model.stacks import Execution, map_heads
+from mtp_jax.registry import claim
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -87,11 +88,10 @@ def register_head_kind(name: str) -> Callable[[type[HeadKind]], type[HeadKind]]:
     """Registers a head kind under `name`; a decorator.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken by another class.
     """
     def register(cls: type[HeadKind]) -> type[HeadKind]:
-        if name in HEAD_KINDS:
-            raise ValueError(f"head kind {name!r} is registered twice.")
+        claim("head kind", name, HEAD_KINDS, cls)
         HEAD_KINDS[name] = cls()
         return cls
 

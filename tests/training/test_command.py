@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mtp_jax.checkpoints import integrity
 from tests.training.small_runs import ROOT, command, environment, run
 
 
@@ -60,6 +61,35 @@ def test_help_answers_quickly(module):
         fastest = min(fastest, time.perf_counter() - start)
     assert "--workdir" in done.stdout and "--config.model.num_heads=" in done.stdout
     assert fastest < 2.0
+
+
+SECOND_SAVE_FINDS_THE_DISK_FULL = """
+import errno, runpy, sys
+from mtp_jax.checkpoints import integrity
+
+write, saves = integrity.write_manifest, []
+
+def write_manifest(directory):
+    saves.append(directory)
+    if len(saves) == 2:
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+    write(directory)
+
+integrity.write_manifest = write_manifest
+sys.argv[0] = "code_bytes.py"
+runpy.run_module("experiments.code_bytes", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_disk_that_is_full_at_the_second_save_ends_the_run_with_a_word(corpus, tmp_path):
+    python, _, _, *arguments = command(corpus, tmp_path)
+    done = run([python, "-c", SECOND_SAVE_FINDS_THE_DISK_FULL, *arguments])
+    assert done.returncode == 1, done.stderr
+    assert "error: The disk is full: checkpoint 8" in done.stderr and "last good checkpoint is 4" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")  # not the end of a traceback
+    assert "train.py\", line" not in done.stderr  # Orbax logs its thread's traceback, but ours does not show
+    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+    assert not integrity.find_faults(tmp_path / "checkpoints" / "4")
 
 
 def test_a_full_disk_ends_the_run_with_a_word_and_keeps_the_last_good_checkpoint(corpus, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging as python_logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -56,9 +57,21 @@ def fail(message: Any) -> int:
 
 
 def quieten() -> None:
-    """Shows our own messages plainly, and of other libraries' (Orbax tells every file) only the warnings."""
+    """Shows our own messages plainly, and of other libraries' (Orbax tells every file) only the warnings.
+
+    Orbax's tracebacks go: what fails in its threads is raised to the run as well, and told once.
+    """
+    own = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+    def keep(record: python_logging.LogRecord) -> bool:
+        if record.pathname.startswith(own):
+            return True
+        if "orbax" in record.pathname:
+            record.exc_info = None
+        return record.levelno >= python_logging.WARNING
+
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "mtp_jax" in record.pathname)
+    handler.addFilter(keep)
     handler.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
 
 

@@ -87,7 +87,7 @@ def test_a_disk_that_is_full_at_the_second_save_ends_the_run_with_a_word(corpus,
     assert done.returncode == 1, done.stderr
     assert "error: The disk is full: checkpoint 8" in done.stderr and "last good checkpoint is 4" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")  # not the end of a traceback
-    assert "train.py\", line" not in done.stderr  # Orbax logs its thread's traceback, but ours does not show
+    assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path / "checkpoints") == ["4"]
     assert not integrity.find_faults(tmp_path / "checkpoints" / "4")
 

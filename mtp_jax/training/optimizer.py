@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtp_jax.checkpoints.structure import nest
 from mtp_jax.config import OptimizerConfig
-from mtp_jax.training.state import Params, flatten_params, nest_params
+from mtp_jax.training.state import Params, flatten_params
 
 
 def learning_rate(config: OptimizerConfig, horizon: int) -> optax.Schedule:
@@ -51,7 +52,7 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
     stages = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     stages.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
     if config.weight_decay:
-        decays = nest_params({path: "norm" not in names for path, names in flatten_params(axes).items()})
+        decays = nest({path: "norm" not in names for path, names in flatten_params(axes).items()})
         stages.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
     inner = optax.chain(*stages)
 
@@ -79,7 +80,7 @@ def rest_idle_heads(updates: Params, axes: Params, *, needed_N: jax.Array, weigh
         active_N = weighted_N if path.startswith("unembedding/") else needed_N
         return jnp.where(active_N.reshape((-1,) + (1,) * (update.ndim - 1)), update, 0)
 
-    return nest_params({path: rest(path, update) for path, update in flatten_params(updates).items()})
+    return nest({path: rest(path, update) for path, update in flatten_params(updates).items()})
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: Params, shardings: Params,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mtp_jax.checkpoints.structure import nest
 from mtp_jax.config import Config
 from mtp_jax.model import Execution, ModelSpec, get_head_kind, num_trunk_layers, resolve_execution
 from mtp_jax.model.attention import resolve_kernel
@@ -17,7 +18,7 @@ from mtp_jax.objective import HeadWeights, head_weights
 from mtp_jax.parallel import Layout, check_batch, make_mesh
 from mtp_jax.training import flops
 from mtp_jax.training.optimizer import make_optimizer, state_shardings
-from mtp_jax.training.state import TrainState, flatten_params, nest_params, partition, trainable_paths
+from mtp_jax.training.state import TrainState, flatten_params, partition, trainable_paths
 from mtp_jax.training.step import Batch, make_step_functions
 
 BATCH_FIELDS = ("tokens", "segments", "positions")
@@ -156,7 +157,7 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
                          "whose heads stack on each other: choose 'auto' or 'scan'.")
 
     flat_axes = flatten_params(spec.axes)
-    shardings = nest_params({path: layout.sharding(flat_axes[path], leaf.shape, path)
+    shardings = nest({path: layout.sharding(flat_axes[path], leaf.shape, path)
                              for path, leaf in flatten_params(spec.shapes).items()})
     optimizer = make_optimizer(config.optimizer, partition(spec.axes, trainable)[0])
     opt_shapes, opt_shardings = state_shardings(optimizer, partition(spec.shapes, trainable)[0],

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from mtp_jax.checkpoints.structure import nest
 from mtp_jax.config import nearest
 
 Params = dict[str, Any]
@@ -31,7 +32,7 @@ class TrainState:
 
 
 def flatten_params(params: Params, prefix: str = "") -> dict[str, Any]:
-    """Returns {"trunk/attention/query": leaf} of a nested dict."""
+    """Returns {"trunk/attention/query": leaf} of a nested dict, whose leaves may be tuples; `nest` is the inverse."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(value, dict):
@@ -39,18 +40,6 @@ def flatten_params(params: Params, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def nest_params(flat: dict[str, Any]) -> Params:
-    """Inverse of `flatten_params`."""
-    nested: Params = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return nested
 
 
 def trainable_paths(params: Params, patterns: Sequence[str]) -> frozenset[str]:
@@ -79,10 +68,10 @@ def trainable_paths(params: Params, patterns: Sequence[str]) -> frozenset[str]:
 def partition(params: Params, paths: frozenset[str]) -> tuple[Params, Params]:
     """Splits parameters into those whose path is in `paths` and the others, two nested dicts."""
     flat = flatten_params(params)
-    return (nest_params({path: leaf for path, leaf in flat.items() if path in paths}),
-            nest_params({path: leaf for path, leaf in flat.items() if path not in paths}))
+    return (nest({path: leaf for path, leaf in flat.items() if path in paths}),
+            nest({path: leaf for path, leaf in flat.items() if path not in paths}))
 
 
 def combine(first: Params, second: Params) -> Params:
     """Inverse of `partition`."""
-    return nest_params({**flatten_params(first), **flatten_params(second)})
+    return nest({**flatten_params(first), **flatten_params(second)})

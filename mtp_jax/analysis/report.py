@@ -13,15 +13,13 @@ from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
 SAMPLE_TOKENS = 160
 
 
-def report(workdir: epath.PathLike, *, with_sample: bool = True, prompt: str = "def __init__(self",
-           temperature: float = 0.8) -> str:
+def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: float = 0.8) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:
       workdir: a run's folder with at least one checkpoint.
       with_sample: read the newest checkpoint and sample from head 1; not for one of several processes, which would have
         to read it together.
-      prompt: what the sample continues.
       temperature: of the sample.
 
     Returns:
@@ -34,7 +32,7 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, prompt: str = "
     records = read_metrics(workdir)
     lines = [*losses(records), ""]
     if with_sample:
-        step, text = continue_prompt(workdir, prompt, temperature)
+        step, prompt, text = continue_prompt(workdir, temperature)
         lines += [f"A sample of head 1 at step {step} (temperature {temperature}), after {prompt!r}:",
                   *("    " + line.rstrip() for line in (prompt + text).splitlines()), ""]
     lines.append("Where everything lies:")
@@ -69,8 +67,8 @@ def losses(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def continue_prompt(workdir: epath.Path, prompt: str, temperature: float) -> tuple[int, str]:
-    """Returns the step of the newest checkpoint and how its head 1 continues a prompt."""
+def continue_prompt(workdir: epath.Path, temperature: float) -> tuple[int, str, str]:
+    """Returns the step of the newest checkpoint, a prompt that fits the corpus, and how head 1 continues it."""
     from mtp_jax import config as configs  # what needs jax and the model: the table and the plot do without
     from mtp_jax.checkpoints import load_params
     from mtp_jax.data.tokenizer import build_tokenizer
@@ -81,8 +79,9 @@ def continue_prompt(workdir: epath.Path, prompt: str, temperature: float) -> tup
     sections = {name: fields for name, fields in stored.items() if isinstance(fields, dict)}
     config = configs.from_dict(sections)
     tokenizer = build_tokenizer(config.data)
+    prompt = "def __init__(self" if config.data.source == "stdlib" else ""  # of a folder we know nothing: begin a file
     source = load_params(workdir)
     ids = sample(ModelSpec.create(config.model), source.params, [tokenizer.bos_id, *tokenizer.encode(prompt.encode())],
                  max_new_tokens=SAMPLE_TOKENS, window=config.data.seq_len, temperature=temperature,
                  stop=tokenizer.eos_id)
-    return source.step, tokenizer.decode(ids)
+    return source.step, prompt, tokenizer.decode(ids)

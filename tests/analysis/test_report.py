@@ -1,0 +1,25 @@
+"""The table of a report: bits for bytes, nats else, heads that rest, and runs without a validation."""
+
+from mtp_jax.analysis.report import losses
+
+LAST = {"step": 8, "split": "validation", "head_loss": [0.6931471805599453, None], "head_accuracy": [0.5, None],
+        "head_agreement": [1.0, None]}
+
+
+def test_the_last_validation_counts_and_resting_heads_are_told():
+    first = {**LAST, "step": 4, "head_loss": [9.0, 9.0]}
+    lines = losses([first, {**LAST, "validation_bits_per_byte": [1.0, None]}, {"split": "train", "step": 9}])
+    assert lines[0] == "Held-out loss at step 8:" and "bits/byte" in lines[1]
+    assert "1.000" in lines[2] and "50.0%" in lines[2] and "100.0%" in lines[2]
+    assert "rests" in lines[3] and len(lines) == 4
+
+
+def test_tokens_that_are_no_bytes_are_told_in_nats():
+    lines = losses([{**LAST, "head_loss": [2.5, 3.5], "head_accuracy": [0.5, 0.25], "head_agreement": [1.0, 0.5],
+                     "expected_accepted_length": 1.5}])
+    assert "nats/token" in lines[1] and "2.500" in lines[2] and "3.500" in lines[3]
+    assert "about 1.50 tokens a forward" in lines[4]
+
+
+def test_a_run_without_validation_says_when_it_comes():
+    assert "train.validate_every" in losses([{"split": "train", "step": 1}])[0]

@@ -74,8 +74,14 @@ def test_what_is_multiplied_or_divided_by_is_above_zero(name):
         one(name, 0.0).validate()
 
 
-@pytest.mark.parametrize("name", ["optimizer.b1", "optimizer.b2", "optimizer.decay_ratio", "optimizer.decay_fraction",
-                                  "objective.switch_fraction"])
+@pytest.mark.parametrize("name", ["b1", "b2"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.1])
+def test_decays_of_moments_are_below_1(name, value):
+    with pytest.raises(ValueError, match=rf"^optimizer.{name}={value} must be at least 0 and below 1"):
+        config_lib.OptimizerConfig(**{name: value}).validate(1000)
+
+
+@pytest.mark.parametrize("name", ["optimizer.decay_ratio", "optimizer.decay_fraction", "objective.switch_fraction"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_shares_lie_between_0_and_1(name, value):
     with pytest.raises(ValueError, match=rf"^{name}={value} must lie in \[0, 1\]"):

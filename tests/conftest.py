@@ -20,8 +20,8 @@ def _compile_cache() -> pathlib.Path:
 # The environment rather than jax.config, so that commands which tests start see the same devices and cache.
 # `make test-gpu` sets MTP_JAX_TEST_PLATFORM; all else runs on the CPU, also where a GPU or TPU is present.
 os.environ["JAX_PLATFORMS"] = os.environ.get("MTP_JAX_TEST_PLATFORM", "cpu")
-# Programs of a second need no optimized machine code, which takes most of the time of compiling them. Tests that start a
-# command leave these flags out, as a user would.
+# Programs that run for a second need no optimized machine code, which takes most of the time of compiling them. Tests
+# that start a command leave these flags out, as a user would.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true")

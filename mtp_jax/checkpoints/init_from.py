@@ -177,15 +177,20 @@ def _sharding(stored: structure.Leaf, target: Any) -> Any:
     sharding = getattr(target, "sharding", None)
     if sharding is None:
         return None
-    try:
-        if len(stored.shape) == len(target.shape):
-            sharding.shard_shape(stored.shape)
-            return sharding
-    except ValueError:  # does not divide: says so by raising only
-        pass
+    if len(stored.shape) == len(target.shape) and _divides(sharding, stored.shape):
+        return sharding
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return jax.sharding.SingleDeviceSharding(min(sharding.device_set, key=lambda device: device.id))
+
+
+def _divides(sharding: Any, shape: tuple[int, ...]) -> bool:
+    """Tells whether a sharding fits a shape, which it says by raising only."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _count_heads(leaves: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from mtp_jax.config import ModelConfig
 from mtp_jax.model.heads.causal import run_chain
 from mtp_jax.model.heads.interface import HeadKind, register_head_kind
 from mtp_jax.model.layers import Block
+from mtp_jax.model.stacks import split_module
 
 
 @register_head_kind("anticausal")
@@ -22,8 +23,8 @@ class AnticausalHeads(HeadKind):
         return Block(config, rngs, (("pred_heads", config.num_heads),))
 
     def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
-        graph, state = nnx.split(heads)
-        backwards = nnx.merge(graph, jax.tree.map(lambda x: jnp.flip(x, axis=0), nnx.to_pure_dict(state)))
+        build, stacked = split_module(heads)
+        backwards = build(jax.tree.map(lambda x: jnp.flip(x, axis=0), stacked))
         h_NxBxLxD = run_chain(backwards, norm, z_BxLxD, context, jnp.flip(active_N),
                               None if gates_N is None else jnp.flip(gates_N), execution)
         return jnp.flip(h_NxBxLxD, axis=0)

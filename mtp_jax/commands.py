@@ -78,5 +78,5 @@ def quieten() -> None:
 def _settings(config: Any) -> str:
     """Returns the help of --config: every field of a ConfigDict with its value."""
     lines = [f"  --config.{section}.{name}={config[section][name]!r}" for section in config for name in config[section]]
-    return ("The settings of the experiment, each changed by --config.PATH=VALUE; mtp_jax/config.py says what they "
+    return ("The settings of the experiment, each changed by --config.PATH=VALUE; mtp_jax/config/ says what they "
             "mean. They are:\n" + "\n".join(lines))

@@ -1,46 +1,13 @@
-"""Every setting of a run, as frozen dataclasses that check themselves.
-
-A `ConfigDict` lives only at the edge, where absl flags override it; `from_config_dict` turns it into a `Config` and is
-the only reader of one. Everything inside the package takes the dataclasses, so that a field has one name, one default,
-one unit and one check. Fields whose default is None are derived from others; the comment says how.
-"""
+"""Settings of everything but the data, and the whole run. See the package's page for what they share."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-
-def nearest(word: str, candidates: Iterable[str]) -> str:
-    """Returns ` Did you mean "x"?` for the candidate closest to `word`, or an empty string."""
-    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-    return f' Did you mean "{found[0]}"?' if found else ""
-
-
-def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{field}={value!r} is not one of {sorted(choices)}.{nearest(str(value), choices)}")
-
-
-def check_positive(section: str, config: Any, *names: str, minimum: float = 1) -> None:
-    """Raises ValueError where a field of `config` is below `minimum`, or not finite."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not minimum <= value < math.inf:
-            raise ValueError(f"{section}.{name}={value} must be at least {minimum}, and finite.")
-
-
-def check_seed(section: str, config: Any) -> None:
-    """Raises ValueError where the seed of `config` is not one that every random generator takes."""
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"{section}.seed={config.seed} must lie in [0, 2**32).")
+from mtp_jax.config.checks import check_choice, check_positive, check_seed
+from mtp_jax.config.data import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,31 +120,6 @@ class ObjectiveConfig:
         check_positive("objective", self, "schedule_steps")
         if not 0 <= self.switch_fraction <= 1:
             raise ValueError(f"objective.switch_fraction={self.switch_fraction} must lie in [0, 1].")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The token stream. Identity, but for `num_workers` and `validation_batches`."""
-
-    source: str = "stdlib"  # where documents come from; see mtp_jax/data/sources.py
-    path: str = ""  # source "files": a folder, or a glob such as "src/**/*.py"
-    tokenizer: str = "bytes"  # ids 0-255 are bytes, then BOS, EOS, PAD
-    batch_size: int = 16  # B, rows a step over all hosts
-    seq_len: int = 256  # L, tokens a row
-    seed: int = 0  # of the split and the order of rows
-    validation_fraction: float = 0.05  # share of files held out; at least one file
-    validation_batches: int = 8  # batches of a validation pass, always the same rows
-    num_workers: int = 0  # processes that read and pack; 0: a thread of this process
-
-    def validate(self, num_heads: int) -> None:
-        check_positive("data", self, "batch_size", "seq_len", "validation_batches")
-        check_positive("data", self, "num_workers", minimum=0)
-        check_seed("data", self)
-        if self.seq_len <= num_heads:
-            raise ValueError(f"data.seq_len={self.seq_len} leaves head {num_heads} no target, for a row holds its own "
-                             f"targets: choose data.seq_len > model.num_heads={num_heads}.")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,131 +273,3 @@ class Config:
         if self.data.batch_size % self.compute.microbatches:
             raise ValueError(f"data.batch_size={self.data.batch_size} is not divisible by compute.microbatches="
                              f"{self.compute.microbatches}: every microbatch has the same number of rows.")
-
-
-# Dotted names that may differ between a workdir's config.json and the run that goes on. All others are identity.
-FREE_ON_RESUME = ("compute", "checkpoint", "init_from", "parallel", "logging", "train.num_steps",
-                  "train.checkpoint_every", "train.validate_every", "data.num_workers", "data.validation_batches")
-
-
-def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {"section.field": value} of a config or of its dict, with lists as tuples."""
-    def frozen(value):
-        return tuple(frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-    sections = to_dict(config) if isinstance(config, Config) else config
-    return {f"{section}.{name}": frozen(value) for section, fields in sections.items() if isinstance(fields, Mapping)
-            for name, value in fields.items()}
-
-
-def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {"section.field": (old value, new value)} of the fields that differ."""
-    before, after = flatten(old), flatten(new)
-    return {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)}
-
-
-def free_on_resume(name: str) -> bool:
-    """Tells whether the dotted field `name` may change when a workdir is resumed."""
-    return name in FREE_ON_RESUME or name.split(".")[0] in FREE_ON_RESUME
-
-
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns the config as nested dicts that json can write."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Builds a Config from nested dicts, such as those of config.json.
-
-    Args:
-      values: {section: {field: value}}; what is left out takes its default.
-
-    Returns:
-      The config, not yet validated.
-
-    Raises:
-      ValueError: an unknown section or field (the nearest known one is named), or a value of the wrong type.
-    """
-    sections = {field.name: field for field in dataclasses.fields(Config)}
-    built = {}
-    for section, fields in values.items():
-        if section not in sections:
-            raise ValueError(f"config.{section} is unknown.{nearest(section, sections)}")
-        if not isinstance(fields, Mapping):
-            raise ValueError(f"config.{section}={fields!r} must hold fields, such as {{...}}.")
-        cls: Any = type(sections[section].default)
-        hints = typing.get_type_hints(cls)
-        arguments = {}
-        for name, value in fields.items():
-            if name not in hints:
-                raise ValueError(f"config.{section}.{name} is unknown.{nearest(name, hints)}")
-            arguments[name] = _coerce(f"{section}.{name}", value, hints[name])
-        built[section] = cls(**arguments)
-    return Config(**built)
-
-
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the type that the field declares, or raises ValueError."""
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if hint is Any:
-        return tuple(value) if isinstance(value, list) else value
-    origin = typing.get_origin(hint) or hint
-    if origin is tuple:
-        if isinstance(value, (list, tuple)):
-            inner = typing.get_args(hint)
-            if inner[-1] is Ellipsis:
-                inner = (inner[0],) * len(value)
-            if len(inner) != len(value):
-                raise ValueError(f"{name}={value!r} must have {len(inner)} entries.")
-            return tuple(_coerce(name, v, h) for v, h in zip(value, inner))
-        raise ValueError(f"{name}={value!r} must be a list.")
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-        return value
-    raise ValueError(f"{name}={value!r} must be of type {origin.__name__}, got {type(value).__name__}.")
-
-
-def default_config():
-    """Returns the defaults as a locked ConfigDict, for an experiment's get_config to change."""
-    return to_config_dict(Config())
-
-
-def to_config_dict(config: Config):
-    """Returns a locked ml_collections.ConfigDict for absl flags; a None field accepts a value of its declared type."""
-    from ml_collections import config_dict  # the edge only: GPU images without it still train from Python
-
-    root = config_dict.ConfigDict()
-    for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
-        hints = typing.get_type_hints(type(part))
-        node = config_dict.ConfigDict()
-        for field in dataclasses.fields(part):
-            value, hint = getattr(part, field.name), hints[field.name]
-            if isinstance(hint, types.UnionType):
-                kind = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-                reference = config_dict.placeholder(kind)
-                reference.set(value)
-                node[field.name] = reference
-            else:
-                node[field.name] = value
-        root[section.name] = node
-    return root.lock()
-
-
-def from_config_dict(values) -> Config:
-    """Builds a Config from a ConfigDict made by `to_config_dict`; sections that it does not know are refused.
-
-    Raises:
-      ValueError: an unknown section or field, or a value of the wrong type.
-    """
-    return from_dict({section: {name: values[section][name] for name in values[section]} for section in values})
-
-
-def dumps(config: Config, **extra: Any) -> str:
-    """Returns the text of config.json: every section, and `extra` facts (version, corpus hash) at the top level."""
-    return json.dumps({**to_dict(config), **extra}, indent=2) + "\n"

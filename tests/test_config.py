@@ -192,6 +192,8 @@ def values_of(hint):
         if rest == [Ellipsis]:
             return st.lists(values_of(inner), max_size=3).map(tuple)
         return st.tuples(values_of(inner), *map(values_of, rest))
+    if dataclasses.is_dataclass(hint):
+        return st.builds(hint, **{name: values_of(kind) for name, kind in typing.get_type_hints(hint).items()})
     return {int: st.integers(-2**40, 2**40), float: st.floats(allow_nan=False, allow_infinity=False), str: st.text(),
             bool: st.booleans(), type(None): st.none(),
             typing.Any: st.one_of(st.none(), st.text(), st.tuples(st.text(), st.text()))}[hint]

@@ -7,70 +7,95 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from concurrent import futures
 
 import numpy as np
 from absl import logging
 
 from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
-from mtp_jax.data.rows import Rows, build_rows
-from mtp_jax.data.sources import Document, read_documents
+from mtp_jax.data.reading import Skipped, content_bytes, read_corpus, where
+from mtp_jax.data.rows import build_rows
 from mtp_jax.data.split import shuffled_names, split_groups
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
 
 SPLITS = ("train", "validation")
-READ_THREADS = 8  # hides the latency of files in a bucket
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """One source of a corpus, tokenized and split, as rows.
+
+    Attributes:
+      name: in the mixture; of a single source, the source's.
+      hash: hex sha256 over tokenizer, names and contents of all documents; the same wherever they lie.
+      rows: {"train", "validation"} -> the rows of the split.
+      num_groups: {"train", "validation"} -> files (or records) in the split.
+      num_documents: of both splits.
+      skipped: what was left out, in words; "" for nothing.
+    """
+
+    name: str
+    hash: str
+    rows: dict[str, pipeline.RowSource]
+    num_groups: dict[str, int]
+    num_documents: int
+    skipped: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Tokenized documents, split by file, as rows.
+    """Tokenized documents, split by file, as rows; from one source or a mixture.
 
     Attributes:
       config: what it was opened with.
       tokenizer: of the ids.
-      hash: hex sha256 over tokenizer, names and contents of all documents; the same wherever the corpus lies.
-      rows: {"train", "validation"} -> the rows of the split.
-      groups: {"train", "validation"} -> names of the files in the split.
-      skipped: what was left out, in words; "" for nothing.
+      parts: {name: source}, in the order of the config.
     """
 
     config: DataConfig
     tokenizer: Tokenizer
-    hash: str
-    rows: dict[str, Rows]
-    groups: dict[str, frozenset[str]]
-    skipped: str = ""
+    parts: dict[str, Part]
+
+    @property
+    def hash(self) -> str:
+        """Hex sha256 over the contents of all parts; that of the part where there is one."""
+        if len(self.parts) == 1:
+            return next(iter(self.parts.values())).hash
+        lines = "".join(f"{part.name}:{part.hash}\n" for part in self.parts.values())
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of both splits, BOS and EOS of each document included."""
-        return sum(len(rows.tokens) for rows in self.rows.values())
+        """Tokens of all parts and splits, BOS and EOS of each document included."""
+        return sum(rows.num_tokens for part in self.parts.values() for rows in part.rows.values())
 
     @property
     def num_documents(self) -> int:
-        """Documents of both splits."""
-        return sum(len(rows.bounds) - 1 for rows in self.rows.values())
+        """Documents of all parts and splits."""
+        return sum(part.num_documents for part in self.parts.values())
 
     def num_rows(self, split: str) -> int:
-        """Returns the rows of an epoch of `split`, "train" or "validation".
+        """Returns the rows of `split`, "train" or "validation", over all parts, each counted once.
 
         Raises:
           ValueError: there is no such split.
         """
         check_choice("split", split, SPLITS)
-        return len(self.rows[split])
+        return sum(len(part.rows[split]) for part in self.parts.values())
 
     def summary(self) -> str:
-        """Returns one plain line on what the corpus holds."""
-        held = sum(rows.tokens.nbytes for rows in self.rows.values()) / 1e6
-        train, validation = (len(self.groups[split]) for split in SPLITS)
-        name = f"{self.config.source} {self.config.path}".strip()
-        return (f"{name}: {train + validation:,} files ({train:,} to train on, {validation:,} held out), "
-                f"{self.num_documents:,} documents, {self.num_tokens:,} tokens, {held:,.1f} MB in memory, "
-                f"{self.num_rows('train'):,} training rows of {self.config.seq_len:,} tokens"
-                f"{'; ' + self.skipped if self.skipped else ''}")
+        """Returns one plain line a part on what the corpus holds."""
+        return "\n".join(self._summary(part) for part in self.parts.values())
+
+    def _summary(self, part: Part) -> str:
+        config = self.config.parts[part.name]
+        train, validation = (part.num_groups[split] for split in SPLITS)
+        name = f"{config.source} {config.path}".strip()
+        tokens = sum(rows.num_tokens for rows in part.rows.values())
+        return (f"{f'{part.name}: ' if self.config.mixture else ''}{name}: {train + validation:,} files ({train:,} to "
+                f"train on, {validation:,} held out), {part.num_documents:,} documents, {tokens:,} tokens, "
+                f"{len(part.rows['train']):,} training rows of {self.config.seq_len:,} tokens"
+                f"{'; ' + part.skipped if part.skipped else ''}")
 
     def train_batches(self, process_index: int = 0, process_count: int = 1,
                       start_row: int = 0) -> pipeline.TrainBatches:
@@ -84,12 +109,14 @@ class Corpus:
         Raises:
           ValueError: data.batch_size is not divisible by `process_count`, or a number is out of range.
         """
+        (part,) = self.parts.values()
         return pipeline.TrainBatches(
-            self.rows["train"], batch_size=self.config.batch_size, seed=self.config.seed, process_index=process_index,
+            part.rows["train"], batch_size=self.config.batch_size, seed=self.config.seed, process_index=process_index,
             process_count=process_count, start_row=start_row, num_workers=self.config.num_workers)
 
-    def validation_batches(self, process_index: int = 0, process_count: int = 1) -> pipeline.ValidationBatches:
-        """Returns one host's validation batches, at most data.validation_batches, the same rows at every pass.
+    def validation_batches(self, process_index: int = 0,
+                           process_count: int = 1) -> dict[str, pipeline.ValidationBatches]:
+        """Returns one host's validation batches of each part, at most data.validation_batches, always the same rows.
 
         Args:
           process_index: this host, from 0.
@@ -98,90 +125,73 @@ class Corpus:
         Raises:
           ValueError: data.batch_size is not divisible by `process_count`, or a number is out of range.
         """
-        return pipeline.validation_batches(
-            self.rows["validation"], batch_size=self.config.batch_size, seed=self.config.seed,
+        return {name: pipeline.validation_batches(
+            part.rows["validation"], batch_size=self.config.batch_size, seed=self.config.seed,
             max_batches=self.config.validation_batches, process_index=process_index, process_count=process_count)
+            for name, part in self.parts.items()}
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """Reads, tokenizes, splits and indexes the documents that the config names.
 
-    Documents that are empty or no UTF-8 text are skipped; the summary counts them, a warning those that are no text.
+    Documents that are empty or no text are skipped; the summary counts them.
 
     Args:
       config: the data section of a run's config.
 
     Returns:
-      The corpus, in memory.
+      The corpus; prepared sources stay on disk, all others are in memory.
 
     Raises:
       ValueError: unknown source or tokenizer, a path that names nothing, a document that cannot be read, or a corpus
         that cannot be trained on; names the field, its value and the remedy.
     """
     tokenizer = build_tokenizer(config)
-    documents = sorted(read_documents(config), key=lambda document: document.name)
-    where = f"data.path={config.path!r}" if config.path else f"data.source={config.source!r}"
+    return Corpus(config, tokenizer, {name: read_part(name, part, tokenizer) for name, part in config.parts.items()})
+
+
+def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
+    """Reads one source into memory.
+
+    Args:
+      name: of the part.
+      config: of this source.
+      tokenizer: of the ids.
+
+    Raises:
+      ValueError: see `open_corpus`.
+    """
     digest = hashlib.sha256(tokenizer.hash.encode())
-    kept: dict[str, tuple[Document, np.ndarray]] = {}
-    empty, not_text = [], []
-    with futures.ThreadPoolExecutor(READ_THREADS) as executor:
-        for document, data in zip(documents, executor.map(lambda document: _read(document, where), documents)):
-            if document.name in kept:
-                raise ValueError(f"{where} yields two documents named {document.name!r}: names must differ.")
-            if not data:
-                empty.append(document.name)
-            elif not _is_text(data):
-                not_text.append(document.name)
-            else:
-                for part in (document.name.encode("utf-8", "surrogateescape"), data):
-                    digest.update(len(part).to_bytes(8, "big"))  # framed: names and contents cannot trade bytes
-                    digest.update(part)
-                kept[document.name] = document, tokenizer.encode(data)
-    skipped = ", ".join(f"{len(names):,} {what} skipped (such as {names[0]})" for names, what in
-                        ((not_text, "not UTF-8 text"), (empty, "empty")) if names)
-    if not_text:
-        logging.warning("%s: %s", where, skipped)
-    groups = {document.group for document, _ in kept.values()}
-    if max((len(ids) for _, ids in kept.values()), default=0) < 2:
-        raise ValueError(f"{where} holds no document longer than one token ({len(kept)} documents"
-                         f"{'; ' + skipped if skipped else ''}): nothing can be predicted from it; name a corpus of "
-                         "UTF-8 text.")
+    ids: dict[str, np.ndarray] = {}
+    group_of: dict[str, str] = {}
+    skipped = Skipped()
+    for text in sorted(read_corpus(config, skipped, takes_bytes=tokenizer.takes_bytes), key=lambda text: text.name):
+        if text.name in ids:
+            raise ValueError(f"{where(config)} yields two documents named {text.name!r}: names must differ.")
+        for part in (text.name.encode("utf-8", "surrogateescape"), content_bytes(text.content)):
+            digest.update(len(part).to_bytes(8, "big"))  # framed: names and contents cannot trade bytes
+            digest.update(part)
+        group_of[text.name] = text.group
+        ids[text.name] = tokenizer.encode(text.content) if isinstance(text.content, bytes) else text.content
+    if skipped.count["binary"] or skipped.count["not UTF-8"]:
+        logging.warning("%s: %s", where(config), skipped)
+    left_out = f"; {skipped}" if skipped.count else ""
+    if max(map(len, ids.values()), default=0) < 2:
+        raise ValueError(f"{where(config)} holds no document longer than one token ({len(ids)} documents{left_out}): "
+                         "nothing can be predicted from it; name a corpus of UTF-8 text.")
+    groups = sorted(set(group_of.values()))
     if len(groups) < 2:
-        raise ValueError(f"{where} holds one file of text only ({next(iter(groups))}"
-                         f"{'; ' + skipped if skipped else ''}), but two are needed, one to train on and one to hold "
-                         "out: add a file, or cut this one in two.")
-    split = dict(zip(SPLITS, split_groups(sorted(groups), fraction=config.validation_fraction, seed=config.seed)))
-    order = shuffled_names(kept, seed=config.seed, purpose="documents")
-    rows = {name: build_rows([kept[key][1] for key in order if kept[key][0].group in members],
+        raise ValueError(f"{where(config)} holds one file of text only ({groups[0]}{left_out}), but two are needed, "
+                         "one to train on and one to hold out: add a file, or cut this one in two.")
+    split = dict(zip(SPLITS, split_groups(groups, fraction=config.validation_fraction, seed=config.seed)))
+    order = shuffled_names(ids, seed=config.seed, purpose="documents")
+    rows: dict[str, pipeline.RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
                              seq_len=config.seq_len, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
             for name, members in split.items()}
     if len(rows["train"]) < config.batch_size:
         logging.warning("%s gives %d training rows of data.seq_len=%d, fewer than data.batch_size=%d: a batch repeats "
-                        "rows. A smaller data.seq_len or data.batch_size, or more text, avoids it.", where,
+                        "rows. A smaller data.seq_len or data.batch_size, or more text, avoids it.", where(config),
                         len(rows["train"]), config.seq_len, config.batch_size)
-    return Corpus(config=config, tokenizer=tokenizer, hash=digest.hexdigest(), rows=rows, groups=split, skipped=skipped)
-
-
-def _read(document: Document, where: str) -> bytes:
-    """Returns the bytes of a document.
-
-    Raises:
-      ValueError: it cannot be read; names the field, the document and the remedy.
-    """
-    try:
-        return document.read()
-    except OSError as error:
-        raise ValueError(f"{where}: {document.name} cannot be read ({error.strerror or error}): make it readable for "
-                         "this user, move it out of the corpus, or name a glob that leaves it out.") from error
-
-
-def _is_text(data: bytes) -> bool:
-    """Tells whether the bytes are UTF-8 text; a zero byte marks a binary file."""
-    if b"\0" in data:
-        return False
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    return Part(name=name, hash=digest.hexdigest(), rows=rows, num_documents=len(ids), skipped=str(skipped),
+                num_groups={name: len(members) for name, members in split.items()})

@@ -19,17 +19,31 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import flags
 
-from mtp_jax.data.rows import Rows
 from mtp_jax.data.split import derived_seed
 
 PREFETCHED_BATCHES = 8  # read ahead of the train step, in all
 
 Batch = dict[str, np.ndarray]
+
+
+class RowSource(Protocol):
+    """Random access to rows, in memory (`Rows`) or on disk (`PreparedRows`); pickles to worker processes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, padding left out."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Batch:
+        """Returns {"tokens", "segments", "positions"}, each [L] int32; a row past the last is all padding."""
+        ...
 
 
 class TrainBatches(Iterator[Batch]):
@@ -40,7 +54,7 @@ class TrainBatches(Iterator[Batch]):
     needs the usual `if __name__ == "__main__":`.
     """
 
-    def __init__(self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
+    def __init__(self, rows: RowSource, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
                  start_row: int = 0, num_workers: int = 0):
         """Starts at global row `start_row`, without reading what lies before it.
 
@@ -129,7 +143,7 @@ class ValidationBatches(Sequence[Batch]):
       process_count: number of hosts.
     """
 
-    rows: Rows
+    rows: RowSource
     order: np.ndarray
     local_batch_size: int
     process_index: int
@@ -148,7 +162,7 @@ class ValidationBatches(Sequence[Batch]):
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def validation_batches(rows: Rows, *, batch_size: int, seed: int, max_batches: int, process_index: int = 0,
+def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batches: int, process_index: int = 0,
                        process_count: int = 1) -> ValidationBatches:
     """Returns the validation batches of one host.
 

@@ -36,6 +36,11 @@ class Rows:
         if np.any(np.diff(self.bounds) < 1):
             raise ValueError("bounds must rise: a document has at least one token (BOS).")
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream."""
+        return len(self.tokens)
+
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.seq_len)
 

@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
       bos_id: begins each document.
       eos_id: ends each document.
       pad_id: fills rows; in no target.
+      takes_bytes: any byte string has ids; otherwise only UTF-8.
       hash: hex digest of everything that decides `encode`, the same on every machine.
     """
 
@@ -29,6 +30,7 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     pad_id: int
+    takes_bytes: bool
     hash: str
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -69,6 +71,7 @@ class ByteTokenizer:
     bos_id = 256
     eos_id = 257
     pad_id = 258
+    takes_bytes = True
     hash = hashlib.sha256(b"mtp_jax byte tokenizer: 0-255 bytes, 256 BOS, 257 EOS, 258 PAD").hexdigest()
 
     def encode(self, text: str | bytes) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from typing import Any
@@ -136,7 +137,7 @@ class Run:
                 check_finite(record, metrics)
                 print(f"step {step}: loss {record.loss:.4f}, gradient norm {record.grad_norm:.4f}, "
                       f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
-        validation = self.corpus.validation_batches(jax.process_index(), jax.process_count())
+        validation = next(iter(self.corpus.validation_batches(jax.process_index(), jax.process_count()).values()))
         sums = self.program.validation_step(state.params, np.int32(2), self.program.put(validation[0]))
         record = validation_record(2, self, jax.device_get(sums))
         print(f"validation on one batch: loss {record.loss:.4f}\nDry run: nothing was written to {self.workdir}.")
@@ -217,7 +218,7 @@ class _Loop:
     def validate(self, state: TrainState, step: int) -> None:
         """Runs over the held-out batches and logs the means."""
         totals = None
-        for batch in self.validation:
+        for batch in itertools.chain.from_iterable(self.validation.values()):
             sums = self.program.validation_step(state.params, np.int32(step), self.program.put(batch))
             totals = sums if totals is None else jax.tree.map(jax.numpy.add, totals, sums)
         record = validation_record(step, self.run_, jax.device_get(totals))

@@ -1,82 +1,20 @@
-"""Where documents come from: a registry of functions from the data config to documents.
-
-A source is one function. Written in an experiment's own module, it is found by name like the built-in ones:
-
-    from mtp_jax.data import Document, register_source
-
-    @register_source("poems")
-    def poems(config):
-        return [Document(name=f"poem-{i}", group=f"poem-{i}", read=text.encode) for i, text in enumerate(my_poems())]
-
-and `config.data.source="poems"` trains on it. Documents that share a `group` never end up on both sides of the split.
-"""
+"""Sources of whole files: the standard library, and the text files of a folder or a glob."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import pathlib
 import re
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from mtp_jax.config import DataConfig, check_choice
-from mtp_jax.registry import claim
+from mtp_jax.config import DataConfig
+from mtp_jax.data.sources.base import Document, register_source
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages")
 STDLIB_SKIPPED_FOLDERS = ("test", "tests", "idle_test")
 WILDCARDS = re.compile(r"[*?\[]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One text of a corpus.
-
-    Attributes:
-      name: unique in the corpus and the same on every machine, such as a path relative to the corpus's root. Order and
-        split depend on names alone, the corpus's hash on names and contents.
-      group: what the split keeps together; the file that the document comes from.
-      read: returns the UTF-8 bytes of the text. Called once, when the corpus is opened.
-    """
-
-    name: str
-    group: str
-    read: Callable[[], bytes] = dataclasses.field(compare=False)
-
-
-Source = Callable[[DataConfig], Sequence[Document]]
-SOURCES: dict[str, Source] = {}
-
-
-def register_source(name: str) -> Callable[[Source], Source]:
-    """Makes a function available as `config.data.source=name`.
-
-    Args:
-      name: what the config calls it.
-
-    Returns:
-      A decorator for a function that takes the `DataConfig` and returns documents, in any order.
-
-    Raises:
-      ValueError: the name is taken by another function.
-    """
-    def register(source: Source) -> Source:
-        claim("data source", name, SOURCES, source)
-        SOURCES[name] = source
-        return source
-
-    return register
-
-
-def read_documents(config: DataConfig) -> Sequence[Document]:
-    """Returns the documents of `config.source`, contents not yet read.
-
-    Raises:
-      ValueError: the source is unknown, or cannot find what `config.path` names.
-    """
-    check_choice("data.source", config.source, SOURCES)
-    return SOURCES[config.source](config)
 
 
 @register_source("stdlib")

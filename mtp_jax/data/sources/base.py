@@ -1,0 +1,90 @@
+"""Documents, pieces, and the registry of functions from the data config to them.
+
+A source is one function. Written in an experiment's own module, it is found by name like the built-in ones:
+
+    from mtp_jax.data import Document, register_source
+
+    @register_source("poems")
+    def poems(config):
+        return [Document(name=f"poem-{i}", group=f"poem-{i}", read=text.encode) for i, text in enumerate(my_poems())]
+
+and `config.data.source="poems"` trains on it. Documents that share a `group` never end up on both sides of the split.
+Where one file holds many documents, a source returns pieces instead, so that nothing is read to list them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from mtp_jax.config import DataConfig, check_choice
+from mtp_jax.registry import claim
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One text of a corpus.
+
+    Attributes:
+      name: unique in the corpus and the same on every machine, such as a path relative to the corpus's root. Order and
+        split depend on names alone, the corpus's hash on names and contents.
+      group: what the split keeps together; the file that the document comes from, or the document itself.
+      read: returns the UTF-8 bytes of the text, or the ids [tokens] of a document that is tokenized already.
+    """
+
+    name: str
+    group: str
+    read: Callable[[], bytes | np.ndarray] = dataclasses.field(compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a corpus that one process reads in one go: a file, or a range of a large one.
+
+    Attributes:
+      name: unique in the corpus and the same on every machine.
+      size: bytes on disk, to share the work out by.
+      documents: returns the documents in order. Pieces go to other processes, so it must pickle: a
+        `functools.partial` of a function at the top level of a module does.
+    """
+
+    name: str
+    size: int
+    documents: Callable[[], Iterator[Document]] = dataclasses.field(compare=False)
+
+
+Source = Callable[[DataConfig], Sequence[Document | Piece]]
+SOURCES: dict[str, Source] = {}
+
+
+def register_source(name: str) -> Callable[[Source], Source]:
+    """Makes a function available as `config.data.source=name`.
+
+    Args:
+      name: what the config calls it.
+
+    Returns:
+      A decorator for a function that takes the `DataConfig` of one source and returns documents or pieces, in any
+      order, without reading their contents.
+
+    Raises:
+      ValueError: the name is taken by another function.
+    """
+    def register(source: Source) -> Source:
+        claim("data source", name, SOURCES, source)
+        SOURCES[name] = source
+        return source
+
+    return register
+
+
+def find(config: DataConfig) -> Sequence[Document | Piece]:
+    """Returns what the source named by `config.source` lists.
+
+    Raises:
+      ValueError: the source is unknown, or cannot find what `config.path` names.
+    """
+    check_choice("data.source", config.source, SOURCES)
+    return SOURCES[config.source](config)

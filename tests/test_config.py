@@ -319,7 +319,8 @@ def test_identity_is_the_model_the_data_the_optimizer_and_the_seeds():
     identity = {name for name in flatten(Config()) if not free_on_resume(name)}
     whole = {name for name in flatten(Config()) if name.split(".")[0] in ("model", "objective", "optimizer")}
     data = {f"data.{name}" for name in ("source", "path", "tokenizer", "batch_size", "seq_len", "seed",
-                                        "validation_fraction")}
+                                        "field", "validation_path", "validation_fraction", "extensions", "min_bytes",
+                                        "max_bytes", "drop_duplicates", "skip_invalid", "mixture")}
     assert identity == whole | data | {"train.seed", "train.trainable"}
 
 

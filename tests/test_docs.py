@@ -1,6 +1,7 @@
 """What the docs say is so: the files of extending.md train, metrics.md names every number, links and commands exist."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -8,6 +9,7 @@ import math
 import re
 import runpy
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -79,7 +81,7 @@ def get_config(checkout, name, **sections):
 
 
 def test_the_page_holds_a_file_for_each_piece():
-    assert list(FILES) == ["mlp_heads", "geometric_weights", "jsonl"]
+    assert list(FILES) == ["mlp_heads", "geometric_weights", "sqlite"]
     assert all(f"`experiments/{name}.py`" in EXTENDING for name in FILES)
 
 
@@ -159,33 +161,43 @@ def test_the_schedule_weighs_the_losses_as_the_page_says(checkout, corpus, tmp_p
     np.testing.assert_allclose(four(15), [1, 0.5, 0.25, 0.125], rtol=1e-6)
 
 
+def write_database(path, rows):
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DROP TABLE IF EXISTS documents")
+        database.execute("CREATE TABLE documents (id, text)")
+        database.executemany("INSERT INTO documents VALUES (?, ?)", rows)
+
+
 def test_the_source_is_what_is_trained_on(checkout, tmp_path, own_registries):
     texts = {f"poet{i % 4}/poem{i}": f"Line {i} of a poem,\u2028 and then another one.\n" * 20 for i in range(12)}
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n"
-                            for name, text in texts.items()))
-    config = get_config(checkout, "jsonl", data=dict(path=str(path)))
+    path = tmp_path / "corpus.db"
+    write_database(path, texts.items())
+    config = get_config(checkout, "sqlite", data=dict(path=str(path)))
     run = prepare(config, tmp_path / "run")
     assert run.train() == 0
-    split = run.corpus.groups
-    assert split["train"] | split["validation"] == {f"poet{i}" for i in range(4)} and len(split["validation"]) == 1
-    held = "".join(run.corpus.tokenizer.decode(rows.tokens) for rows in run.corpus.rows.values())
-    assert len(held) == sum(map(len, texts.values())) and all(text in held for text in texts.values())
+    part = run.corpus.parts["sqlite"]
+    assert part.num_groups == {"train": 3, "validation": 1}  # by poet
+    train, held_out = (run.corpus.tokenizer.decode(part.rows[split].tokens) for split in ("train", "validation"))
+    assert len(train + held_out) == sum(map(len, texts.values()))
+    (poet,) = {name.split("/")[0] for name, text in texts.items() if text in held_out}
+    assert all((text in held_out) == name.startswith(poet) != (text in train) for name, text in texts.items())
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert stored["corpus_hash"] == run.corpus.hash and stored["data"]["source"] == "jsonl"
-    path.write_text(path.read_text().replace("Line 3", "Line x"))
+    assert stored["corpus_hash"] == run.corpus.hash and stored["data"]["source"] == "sqlite"
+    write_database(path, {**texts, "poet3/poem3": "Line x"}.items())
     with pytest.raises(ValueError, match="corpus_hash"):
         prepare(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("text, message", [
-    (None, "is not a file"), ("{]", "line 1: JSONDecodeError"), ('{"id": "a", "text": "b"}\n{"id": "c"}', "line 2")])
-def test_the_source_tells_what_is_wrong(checkout, tmp_path, own_registries, text, message):
-    path = tmp_path / "corpus.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        open_corpus(get_config(checkout, "jsonl", data=dict(path=str(path))).data)
+@pytest.mark.parametrize("write, message", [
+    (lambda path: None, "is not a file"),
+    (lambda path: path.write_text("no database, " * 100), "file is not a database"),
+    (lambda path: write_database(path, [("a", "b"), ("c", None)]), "document 'c' holds None"),
+])
+def test_the_source_tells_what_is_wrong(checkout, tmp_path, own_registries, write, message):
+    path = tmp_path / "corpus.db"
+    write(path)
+    with pytest.raises(ValueError, match=rf"data\.path='.*corpus\.db'.*{message}"):
+        open_corpus(get_config(checkout, "sqlite", data=dict(path=str(path))).data)
 
 
 # metrics.md.

@@ -14,9 +14,15 @@ from mtp_jax.config import DataConfig
 from mtp_jax.data import Document, open_corpus, register_source, sources
 
 
+def rows_of(corpus):
+    """Returns {"train", "validation"} -> rows of a corpus of one source."""
+    (part,) = corpus.parts.values()
+    return part.rows
+
+
 def documents_of(corpus, split):
     """Returns the texts of a split, read back from the token stream."""
-    rows = corpus.rows[split]
+    rows = rows_of(corpus)[split]
     return [bytes(rows.tokens[start + 1:stop - 1].astype(np.uint8))
             for start, stop in zip(rows.bounds[:-1], rows.bounds[1:])]
 
@@ -25,32 +31,32 @@ def test_splits_are_disjoint_and_hold_every_text(config, text_files):
     corpus = open_corpus(config)
     train, validation = documents_of(corpus, "train"), documents_of(corpus, "validation")
     assert sorted(train + validation) == sorted(data for data in text_files.values() if data)
-    assert not corpus.groups["train"] & corpus.groups["validation"]
-    assert {text_files[name] for name in corpus.groups["validation"]} == set(validation)
-    assert len(validation) == 3  # a quarter of the 11 files that hold text
+    assert corpus.parts["files"].num_groups == {"train": 8, "validation": 3}  # a quarter of the 11 that hold text
+    assert (len(train), len(validation)) == (8, 3)
     assert corpus.num_tokens == sum(len(data) + 2 for data in text_files.values() if data)
     assert corpus.num_documents == 11
 
 
 def test_each_document_stands_between_bos_and_eos(config):
     corpus = open_corpus(config)
-    for rows in corpus.rows.values():
+    for rows in rows_of(corpus).values():
         assert np.all(rows.tokens[rows.bounds[:-1]] == 256) and np.all(rows.tokens[rows.bounds[1:] - 1] == 257)
         assert np.sum(rows.tokens >= 256) == 2 * (len(rows.bounds) - 1)
 
 
 def test_num_rows(config):
     corpus = open_corpus(config)
-    assert corpus.num_rows("train") == -(-len(corpus.rows["train"].tokens) // 32)
+    assert corpus.num_rows("train") == -(-len(rows_of(corpus)["train"].tokens) // 32)
     with pytest.raises(ValueError, match=r"split='valid'.*Did you mean \"validation\""):
         corpus.num_rows("valid")
 
 
 def test_rows_do_not_depend_on_anything_but_data_fields(config):
-    rows = open_corpus(config).rows["train"]
-    other = open_corpus(dataclasses.replace(config, batch_size=2, num_workers=2, validation_batches=1)).rows["train"]
-    assert np.array_equal(rows.tokens, other.tokens)
-    assert not np.array_equal(rows.tokens, open_corpus(dataclasses.replace(config, seed=4)).rows["train"].tokens)
+    def tokens(**changes):
+        return rows_of(open_corpus(dataclasses.replace(config, **changes)))["train"].tokens
+
+    assert np.array_equal(tokens(), tokens(batch_size=2, num_workers=2, validation_batches=1))
+    assert not np.array_equal(tokens(), tokens(seed=4))
 
 
 def test_summary_is_one_plain_line(config):
@@ -75,18 +81,18 @@ def test_hash_follows_names_and_bytes_but_not_the_place(write_folder, text_files
     assert digest({"a": "xy", "b": "zw"}, "before") != digest({"ax": "y", "b": "zw"}, "after")
 
 
-def test_binary_and_undecodable_files_are_skipped_and_counted(write_folder, text_files, caplog):
-    path = write_folder({**text_files, "image.png": b"\x89PNG\0\0", "latin.txt": "café".encode("latin-1")})
+def test_binary_files_are_skipped_and_counted(write_folder, text_files, caplog):
+    path = write_folder({**text_files, "image.png": b"\x89PNG\0\0", "other.bin": b"a\0"})
     corpus = open_corpus(DataConfig(source="files", path=path, seq_len=32, batch_size=1))
     assert corpus.num_documents == 11
-    assert "2 not UTF-8 text skipped (such as image.png), 1 empty skipped" in corpus.summary()
-    assert "2 not UTF-8 text skipped" in caplog.text
+    assert "2 binary skipped (such as image.png), 1 empty skipped" in corpus.summary()
+    assert "2 binary skipped" in caplog.text
 
 
 def test_a_corpus_without_text_of_two_tokens(write_folder):
     with pytest.raises(ValueError, match=r"data\.path='.*' holds no document longer than one token \(3 documents"):
         open_corpus(DataConfig(source="files", path=write_folder({"a": "x", "b": "y", "c": "z", "d": ""})))
-    with pytest.raises(ValueError, match=r"no document longer than one token \(0 documents; 1 not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"no document longer than one token \(0 documents; 1 binary skipped"):
         open_corpus(DataConfig(source="files", path=write_folder({"a": b"\0\0"}, "binary")))
 
 
@@ -140,7 +146,7 @@ corpus = open_corpus(DataConfig(**json.loads(sys.argv[1])))
 slow = [name for name in ("jax", "grain", "tensorflow", "tensorflow_datasets", "ml_collections") if name in sys.modules]
 with corpus.train_batches() as batches:
     rows = [next(batches)["tokens"].tolist() for _ in range(5)]
-validation = [batch["tokens"].tolist() for batch in corpus.validation_batches()]
+validation = [batch["tokens"].tolist() for batch in corpus.validation_batches()["files"]]
 print(json.dumps([slow, corpus.hash, rows, validation]))
 """
 

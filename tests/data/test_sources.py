@@ -15,7 +15,7 @@ from mtp_jax.data import Document, open_corpus, register_source, sources
 
 
 def names(path):
-    return sorted(document.name for document in sources.read_documents(DataConfig(source="files", path=str(path))))
+    return sorted(document.name for document in sources.find(DataConfig(source="files", path=str(path))))
 
 
 @pytest.fixture
@@ -85,13 +85,14 @@ def test_a_bucket(monkeypatch):
     assert names("gs://mine/corpus") == ["a.py", "src/b.py", "src/c.txt"]
     assert names("gs://mine/corpus/**/*.py") == ["a.py", "src/b.py"]
     corpus = open_corpus(DataConfig(source="files", path="gs://mine/corpus", batch_size=1, seq_len=8))
-    assert "text of src/b.py" in corpus.tokenizer.decode(np.concatenate([r.tokens for r in corpus.rows.values()]))
+    tokens = np.concatenate([rows.tokens for rows in corpus.parts["files"].rows.values()])
+    assert "text of src/b.py" in corpus.tokenizer.decode(tokens)
     with pytest.raises(ValueError, match=r"does not exist\. Did you mean \"gs://mine/corpus\"\?"):
         open_corpus(DataConfig(source="files", path="gs://mine/corpse"))
 
 
 def test_stdlib_is_code_without_tests():
-    documents = sources.read_documents(DataConfig(source="stdlib"))
+    documents = sources.find(DataConfig(source="stdlib"))
     found = {document.name for document in documents}
     assert len(found) == len(documents) > 300
     assert {"argparse.py", "json/decoder.py"} <= found
@@ -146,13 +147,13 @@ def test_a_source_in_one_file(monkeypatch):
 
     corpus = open_corpus(DataConfig(source="poems", path="rose", seq_len=16, validation_fraction=0.25, batch_size=1))
     assert corpus.num_documents == 8
-    assert [len(corpus.groups[split]) for split in ("train", "validation")] == [3, 1]  # by book, not by poem
-    assert "rose" in corpus.tokenizer.decode(corpus.rows["train"].tokens)
+    assert corpus.parts["poems"].num_groups == {"train": 3, "validation": 1}  # by book, not by poem
+    assert "rose" in corpus.tokenizer.decode(corpus.parts["poems"].rows["train"].tokens)
 
 
 def test_a_source_may_not_take_another_ones_name(monkeypatch):
     monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
-    with pytest.raises(ValueError, match=r"data source 'stdlib' is already registered by stdlib in .*sources\.py"):
+    with pytest.raises(ValueError, match=r"data source 'stdlib' is already registered by stdlib in .*/files\.py"):
         register_source("stdlib")(lambda config: [])
     assert sources.SOURCES["stdlib"] is sources.stdlib
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging as python_logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+
+from mtp_jax.config import Config, from_config_dict, nearest
+
+_DEFINE: dict[type, Callable[..., Any]] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
+                                           float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment's settings, once its flags are defined.
+
+    Attributes:
+      config: holds the ConfigDict with what --config.PATH=VALUE changed, after the flags are parsed.
+      default: the experiment's own settings, for the parameters that the command line gives.
+      names: flags that `--help` is to show.
+    """
+
+    config: flags.FlagHolder
+    default: Config
+    names: tuple[str, ...]
 
 
 def run(main: Callable[[], int], *names: str) -> NoReturn:
@@ -30,22 +53,29 @@ def run(main: Callable[[], int], *names: str) -> NoReturn:
     app.run(start)
 
 
-def define_config(config: Any) -> flags.FlagHolder:
-    """Defines --config and --config.PATH=VALUE; a path that does not exist ends the command with the nearest one.
+def define_experiment(get_config: Callable[..., Any]) -> Experiment:
+    """Defines --config.PATH=VALUE and, for each parameter of `get_config`, --config.PARAMETER=VALUE.
+
+    A parameter is read before the others, since the settings follow from it, and what PATH says goes over them. A path
+    or parameter that does not exist ends the command with the nearest one.
 
     Args:
-      config: the experiment's ConfigDict.
+      get_config: returns the experiment's ConfigDict. Its parameters have defaults of type str, int, float or bool, and
+        are explained in its docstring's Args.
     """
-    from ml_collections import config_flags  # only commands that take a config need it
-
+    own, problem = _parameters(get_config), ""
+    known = [name.removeprefix("config.") for name in own] + [field.name for field in dataclasses.fields(Config)]
     try:
-        holder = config_flags.DEFINE_config_dict("config", config, _settings(config))
-    except (KeyError, AttributeError) as error:  # it reads sys.argv here, and a wrong path surfaces as one of these
-        cause = error.args[0] if error.args else error
-        text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
-        sys.exit(fail("--config has no field " + text.replace("\n", ". ")))
-    flags.FLAGS["config"].default_as_str = None  # --help need not show them a second time, as YAML
-    return holder
+        argv = own(sys.argv, known_only=True)  # without the parameters
+        _check_names(argv, known)
+        config = get_config(**{name.removeprefix("config."): own[name].value for name in own})
+        default = from_config_dict(config)
+    except (ValueError, OSError, flags.Error) as error:
+        if not _asks_for_help(sys.argv):
+            sys.exit(fail(error))
+        config, default, argv, problem = _nothing(), Config(), sys.argv[:1], f"None yet: {error}"
+    flags.FLAGS.append_flag_values(own)
+    return Experiment(_define_config(config, argv, problem or _settings(config)), default, (*own, "config"))
 
 
 def fail(message: Any) -> int:
@@ -73,6 +103,54 @@ def quieten() -> None:
     handler = logging.get_absl_handler()
     handler.addFilter(keep)
     handler.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+
+
+def _parameters(get_config: Callable[..., Any]) -> flags.FlagValues:
+    """Returns a flag for each parameter of an experiment's get_config."""
+    own = flags.FlagValues()
+    own.set_gnu_getopt(True)  # a value after a space, of a flag that is not known here, does not end the flags
+    page = inspect.getdoc(get_config) or ""
+    for name, parameter in inspect.signature(get_config).parameters.items():
+        if type(parameter.default) not in _DEFINE:
+            raise TypeError(f"get_config's parameter {name} needs a default of type str, int, float or bool.")
+        told = re.search(rf"^ +{name}: (.+(?:\n {{4,}}.+)*)", page, re.MULTILINE)
+        text = re.sub(r"\s+", " ", told[1]) if told else "See the experiment's header."
+        _DEFINE[type(parameter.default)](f"config.{name}", parameter.default, text, flag_values=own)
+    return own
+
+
+def _check_names(argv: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError where an argument --config.NAME... starts with none of the known names."""
+    for argument in argv[1:]:
+        found = re.match(r"--?(?:no)?config\.([^.=]+)", argument)
+        if found and found[1] not in known:
+            raise ValueError(f"--config has no field {found[1]!r}.{nearest(found[1], known)}")
+
+
+def _define_config(config: Any, argv: Sequence[str], text: str) -> flags.FlagHolder:
+    """Defines --config, with this help, and its overrides among `argv`."""
+    from ml_collections import config_flags  # only commands that take a config need it
+
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, text, sys_argv=list(argv))
+    except (KeyError, AttributeError) as error:  # it parses the overrides here; a wrong path surfaces as one of these
+        cause = error.args[0] if error.args else error
+        text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
+        sys.exit(fail("--config has no field " + text.replace("\n", ". ")))
+    flags.FLAGS["config"].default_as_str = None  # --help need not show them a second time, as YAML
+    return holder
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    """Tells whether the command line asks for help in one of absl's words."""
+    return any(re.fullmatch(r"-h|-\?|--?help(short|full|xml)?", argument) for argument in argv[1:])
+
+
+def _nothing() -> Any:
+    """Returns a ConfigDict without fields."""
+    from ml_collections import config_dict
+
+    return config_dict.ConfigDict()
 
 
 def _settings(config: Any) -> str:

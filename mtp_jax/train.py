@@ -15,13 +15,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metr
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
 
 
-def main(get_config: Callable[[], Any]) -> NoReturn:
+def main(get_config: Callable[..., Any]) -> NoReturn:
     """Runs an experiment module as a command; exits with the status of the run.
 
     Args:
-      get_config: returns the experiment's ConfigDict, which --config.PATH=VALUE overrides.
+      get_config: returns the experiment's ConfigDict, which --config.PATH=VALUE overrides. Parameters of its own are
+        flags too: get_config(size="0.3b") makes --config.size=VALUE.
     """
-    overridden = commands.define_config(get_config())
+    experiment = commands.define_experiment(get_config)
 
     def run() -> int:
         from mtp_jax.parallel import host_memory  # from here on the imports that take seconds: --help does without
@@ -33,10 +34,10 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
         from mtp_jax.training import loop, prepare, signals
 
         try:
-            prepared = prepare.prepare(from_config_dict(overridden.value), _WORKDIR.value)
+            prepared = prepare.prepare(from_config_dict(experiment.config.value), _WORKDIR.value)
         except (ValueError, OSError) as error:
             return commands.fail(error)
-        prepare.announce(prepared, from_config_dict(get_config()))
+        prepare.announce(prepared, experiment.default)
         try:
             status = prepared.dry_run() if _DRY_RUN.value else prepared.train()
         except (loop.NonFiniteLoss, CheckpointError, OSError) as error:
@@ -45,4 +46,4 @@ def main(get_config: Callable[[], Any]) -> NoReturn:
             print(report.report(prepared.workdir, with_sample=prepared.is_only_process))
         return status
 
-    commands.run(run, "workdir", "dry_run", "config")
+    commands.run(run, "workdir", "dry_run", *experiment.names)

@@ -1,0 +1,79 @@
+"""What does a model with n heads become when it goes on with n' of them: stripped to one, or given fresh ones?
+
+Hardware: that of the source run; about half its time. The paper fine-tunes a model of four heads best with one of them
+left (section 3.6): n' = 1 keeps head 1, the next token's, and the trunk.
+
+    python -m experiments.code_bytes --workdir=runs/code_bytes
+    python -m experiments.finetune --workdir=runs/one_head --config.source_run=runs/code_bytes --config.num_heads=1
+    python -m experiments.finetune --workdir=runs/six_heads --config.source_run=runs/code_bytes --config.num_heads=6
+
+Shape, objective, tokenizer and data are the source run's; --config.data.source=... and --config.data.path=... name
+another corpus, read with the same tokenizer. Heads 1 to n are taken over and further ones start fresh;
+--config.init_from.heads says otherwise, such as "('fresh',)" for a new head on the old trunk. The recipe is the paper's
+for CodeContests, in proportion: a sixth of the source's peak learning rate, half of its steps, clipping at 0.1.
+"""
+
+import dataclasses
+import json
+
+from mtp_jax import presets, train
+from mtp_jax.config import Config, from_dict, to_config_dict
+
+KEPT = ("model", "compute", "objective", "data", "optimizer", "parallel")  # sections taken over from the source run
+
+
+def get_config(source_run="", num_heads=1):
+    """Returns the settings that go on from a run.
+
+    Args:
+      source_run: workdir of the run to start from, or one of its checkpoints/<step>; may lie in a bucket.
+      num_heads: prediction heads of the new model.
+    """
+    from etils import epath
+
+    if not source_run:
+        raise ValueError("config.source_run is empty: name the workdir of the run to start from, as in "
+                         "--config.source_run=runs/code_bytes.")
+    folder = epath.Path(source_run).expanduser()
+    file = (folder.parent.parent if folder.name.isdecimal() else folder) / "config.json"
+    if not file.exists():
+        raise ValueError(f"config.source_run={source_run!r} has no {file.name} ({file}): name the workdir of a run.")
+    try:
+        stored = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): config.source_run needs a run whose settings can be read.") \
+            from error
+    source = from_dict({field.name: stored[field.name] for field in dataclasses.fields(Config) if field.name in stored})
+    config = to_config_dict(Config(**{section: getattr(source, section) for section in KEPT}))
+
+    more_heads = num_heads - source.model.num_heads
+    config.model.num_heads = num_heads
+    # num_layers counts the heads' layers too, and the trunk is to stay as it is.
+    config.model.num_layers += more_heads * layers_per_head(source.model.head_kind)
+    config.init_from.path = source_run
+    if more_heads > 0:
+        config.init_from.heads = (*range(1, source.model.num_heads + 1), *["fresh"] * more_heads)
+    if more_heads:
+        config.objective.head_weights = ()
+
+    recipe, before = presets.get_recipe("codecontests"), presets.get_recipe("code_7b_200b")
+    config.optimizer.learning_rate *= recipe.learning_rate / before.learning_rate
+    config.optimizer.decay_ratio = recipe.decay_ratio
+    config.optimizer.clip_norm = recipe.clip_norm
+    config.optimizer.schedule_steps = config.objective.schedule_steps = None
+    config.train.num_steps = max(1, round(source.train.num_steps * recipe.num_steps / before.num_steps))
+    config.optimizer.warmup_steps = config.train.num_steps * recipe.warmup_steps // recipe.num_steps
+    config.train.checkpoint_every = source.train.checkpoint_every
+    config.train.validate_every = source.train.validate_every
+    return config
+
+
+def layers_per_head(head_kind):
+    """Returns the layers of num_layers that a head of this kind takes."""
+    from mtp_jax.model import get_head_kind  # takes a second, which --help has no need of
+
+    return get_head_kind(head_kind).layers_per_head
+
+
+if __name__ == "__main__":
+    train.main(get_config)

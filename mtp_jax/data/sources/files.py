@@ -54,12 +54,12 @@ def files(config: DataConfig) -> Sequence[Document]:
                              "put text files into it, or name another folder.")
         return documents
     if not WILDCARDS.search(config.path):
-        raise ValueError(f"data.path={config.path!r} does not exist.{_nearest_sibling(path)} "
+        raise ValueError(f"data.path={config.path!r} does not exist.{nearest_sibling(path)} "
                          "Set it to a folder or a glob of text files.")
     root, pattern = _split_glob(path)
     if not root.is_dir():
         raise ValueError(f"data.path={config.path!r} searches in {root}, which does not exist."
-                         f"{_nearest_sibling(root)}")
+                         f"{nearest_sibling(root)}")
     matches = _glob_to_regex(pattern).fullmatch
     documents = [_file(root, name) for name in _walk(root) if matches(name)]
     if not documents:
@@ -128,7 +128,7 @@ def _glob_to_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(out, re.DOTALL)
 
 
-def _nearest_sibling(path) -> str:
+def nearest_sibling(path) -> str:
     """Returns ` Did you mean "x"?` for the existing path that is closest to one that does not exist."""
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent

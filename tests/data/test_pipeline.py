@@ -24,6 +24,18 @@ def with_workers(corpus, num_workers):
     return dataclasses.replace(corpus, config=dataclasses.replace(corpus.config, num_workers=num_workers))
 
 
+def part(corpus):
+    """Returns the only source of a corpus."""
+    (only,) = corpus.parts.values()
+    return only
+
+
+def validation(corpus, *args):
+    """Returns the validation batches of the only source."""
+    (batches,) = corpus.validation_batches(*args).values()
+    return batches
+
+
 def take(batches, count):
     """Returns `count` batches, then closes."""
     with batches:
@@ -38,7 +50,7 @@ def assert_equal(got, want):
 
 
 def test_every_epoch_holds_each_row_once_in_another_order(corpus):
-    rows, count = corpus.rows["train"], corpus.num_rows("train")
+    rows, count = part(corpus).rows["train"], corpus.num_rows("train")
     stream = [row.tobytes() for batch in take(corpus.train_batches(), count) for row in batch["tokens"]]
     expected = sorted(rows[i]["tokens"].tobytes() for i in range(count))
     epochs = [stream[start:start + count] for start in range(0, 4 * count, count)]
@@ -97,11 +109,11 @@ def test_resume_at_every_step_with_workers(corpus, num_workers):
 def test_joined_shares_of_hosts_equal_the_batch_of_one(corpus, process_count, start_row):
     whole = take(corpus.train_batches(start_row=start_row), 20)
     shares = [take(corpus.train_batches(p, process_count, start_row=start_row), 20) for p in range(process_count)]
-    validation = [corpus.validation_batches(p, process_count) for p in range(process_count)]
+    held_out = [validation(corpus, p, process_count) for p in range(process_count)]
     for step, want in enumerate(whole):
         assert_equal({name: np.concatenate([share[step][name] for share in shares]) for name in want}, want)
-    for step, want in enumerate(corpus.validation_batches()):
-        assert_equal({name: np.concatenate([share[step][name] for share in validation]) for name in want}, want)
+    for step, want in enumerate(validation(corpus)):
+        assert_equal({name: np.concatenate([share[step][name] for share in held_out]) for name in want}, want)
 
 
 def test_two_hosts_with_workers_go_on_from_one_host_without(corpus):
@@ -138,32 +150,32 @@ def test_seeds_and_epochs_do_not_share_orders():
 
 
 def test_validation_rows_are_fixed_and_each_counts_once(corpus):
-    rows = corpus.rows["validation"]
+    rows = part(corpus).rows["validation"]
     assert len(rows) > 3 * 4
-    passes = [list(corpus.validation_batches()) for _ in range(2)]
+    passes = [list(validation(corpus)) for _ in range(2)]
     for first, second in zip(*passes):
         assert_equal(first, second)
-    assert len(passes[0]) == len(corpus.validation_batches()) == 3
+    assert len(passes[0]) == len(validation(corpus)) == 3
     chosen = [row.tobytes() for batch in passes[0] for row in batch["tokens"]]
     known = {rows[i]["tokens"].tobytes() for i in range(len(rows))}
     assert len(set(chosen)) == 12 and set(chosen) <= known
-    assert_equal(corpus.validation_batches()[-1], passes[0][-1])
-    assert len(corpus.validation_batches()[1:]) == 2
+    assert_equal(validation(corpus)[-1], passes[0][-1])
+    assert len(validation(corpus)[1:]) == 2
     with pytest.raises(IndexError):
-        corpus.validation_batches()[3]
+        validation(corpus)[3]
 
 
 def test_a_short_validation_split_is_filled_with_padding(config):
     corpus = open_corpus(dataclasses.replace(config, validation_batches=1000, batch_size=5))
     rows = corpus.num_rows("validation")
-    batches = list(corpus.validation_batches())
+    batches = list(validation(corpus))
     assert len(batches) == -(-rows // 5) and rows % 5
     tokens = np.concatenate([batch["tokens"] for batch in batches])
     segments = np.concatenate([batch["segments"] for batch in batches])
     real = segments.any(axis=1)
     assert real.sum() == rows and real[:rows].all()
     assert np.all(tokens[~real] == 258)
-    assert np.sum(segments > 0) == len(corpus.rows["validation"].tokens)  # every token once
+    assert np.sum(segments > 0) == len(part(corpus).rows["validation"].tokens)  # every token once
     assert all(batch["segments"].any() for batch in batches)
 
 

@@ -4,16 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PIP_ARGS ?=
+PINS := constraints.txt
+EXTRAS := test
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c $(PINS) $(PIP_ARGS)
 AGAIN := make $(MAKECMDGOALS)
 INSTALLED := $(VENV)/.installed
 INTEROP := $(VENV)/.installed-interop
 GPU := $(VENV)/.installed-gpu
-FAST := not slow and not interop and not gpu
+FAST := not slow and not interop and not gpu and not beam
 
-.PHONY: help demo test test-slow test-interop test-gpu lint bench clean
+.PHONY: help demo test test-slow test-interop test-gpu test-prepare beam lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,9 +24,10 @@ help:
 	@echo "make test-slow     the tests that take long"
 	@echo "make test-interop  also installs torch and transformers, and compares with them"
 	@echo "make test-gpu      the tests that need an NVIDIA GPU; also installs jax for CUDA"
+	@echo "make test-prepare  sets up .venv-prepare with Apache Beam, and compares its output with the local one's"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         every benchmark; each prints one JSON line a case"
-	@echo "make clean         remove .venv and caches; runs/ stays"
+	@echo "make clean         remove .venv, .venv-prepare and caches; runs/ stays"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter of a new .venv. PIP_ARGS=... is passed to pip: on Linux torch comes with"
 	@echo "CUDA (several GB) unless PIP_ARGS='--extra-index-url URL' names PyTorch's index of CPU builds."
@@ -50,6 +53,15 @@ test-gpu: $(GPU)
 	@echo "Running the tests that need a GPU"
 	@MTP_JAX_TEST_PLATFORM=cuda,cpu $(PY) -m pytest -q -m gpu || [ $$? -eq 5 ]
 
+# Beam asks for older versions of what constraints.txt pins, and so it gets an environment of its own.
+test-prepare:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-prepare PINS=constraints-prepare.txt EXTRAS=test,prepare \
+	  AGAIN='make test-prepare' beam
+
+beam: $(INSTALLED)
+	@echo "Running the tests of prepare on Apache Beam"
+	@$(PY) -m pytest -q -m beam
+
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
@@ -58,11 +70,11 @@ bench: $(INTEROP)
 	@for file in benchmarks/[a-z]*.py; do $(PY) -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-prepare build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is newer than setup.py and constraints.txt when the environment is as they say.
-$(INSTALLED): setup.py constraints.txt
+# The stamp is newer than setup.py and the pins when the environment is as they say.
+$(INSTALLED): setup.py $(PINS)
 	@if ! $(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  command -v $(PYTHON) >/dev/null || \
 	    { echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name it: $(AGAIN) PYTHON=/path/to/python3"; exit 1; }; \
@@ -76,7 +88,7 @@ $(INSTALLED): setup.py constraints.txt
 	  $(PYTHON) -m venv --clear $(VENV); \
 	fi
 	@echo "Installing mtp_jax and what it needs into $(VENV) (one to three minutes the first time)"
-	@$(PIP) -e '.[test]'
+	@$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(INTEROP): $(INSTALLED)

@@ -43,7 +43,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "interop": ["torch==2.13.0", "transformers>=5.0"],
-        "prepare": ["apache-beam>=2.60"],
+        "prepare": ["apache-beam>=2.77"],  # itself for Python 3.10 to 3.14; pins: constraints-prepare.txt
     },
     classifiers=[
         "Intended Audience :: Science/Research",

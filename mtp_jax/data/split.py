@@ -15,12 +15,22 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
 
 
+def name_digest(name: str, *, seed: int, purpose: str) -> bytes:
+    """Returns the SHA-256 of a name, of which `seed` and `purpose` have one each."""
+    return hashlib.sha256(f"{purpose}:{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+
+
 def shuffled_names(names: Iterable[str], *, seed: int, purpose: str) -> list[str]:
     """Returns the names in an order that looks random and depends on nothing but them, `seed` and `purpose`."""
-    def key(name: str) -> tuple[bytes, str]:
-        return hashlib.sha256(f"{purpose}:{seed}:{name}".encode("utf-8", "surrogateescape")).digest(), name
+    return sorted(names, key=lambda name: (name_digest(name, seed=seed, purpose=purpose), name))
 
-    return sorted(names, key=key)
+
+def is_held_out(group: str, *, fraction: float, seed: int) -> bool:
+    """Tells whether a group is held out where the number of groups is not known: each with probability `fraction`.
+
+    `split_groups` takes the groups in the same order, and so many of them that the share is exact.
+    """
+    return int.from_bytes(name_digest(group, seed=seed, purpose="split")[:8], "big") < fraction * 2**64
 
 
 def split_groups(groups: Sequence[str], *, fraction: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:

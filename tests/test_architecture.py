@@ -45,6 +45,7 @@ def violations(root):
     found = []
     for path in sorted((root / "mtp_jax").rglob("*.py")):
         part = path.relative_to(root / "mtp_jax").parts[0].removesuffix(".py")
+        runs_by_name = is_command(ast.parse(path.read_text()))  # python -m mtp_jax.data.train_tokenizer, for one
         for line, name in imports(path):
             package, *rest = name.split(".")
             place = f"{path.relative_to(root)}:{line}: {part} imports {name}"
@@ -54,7 +55,7 @@ def violations(root):
                 continue
             if rest[0] not in RANKS:
                 found.append(f"{place}: nothing imports a command, and a new part needs a rank in this test")
-            elif part in RANKS and RANKS[rest[0]] >= RANKS[part]:
+            elif part in RANKS and RANKS[rest[0]] >= RANKS[part] and not (rest[0] == "commands" and runs_by_name):
                 found.append(f"{place}: {rest[0]} does not lie below {part}")
             elif part in NOT_ON_THE_LOOP and rest[:2] == ["training", "loop"]:
                 found.append(f"{place}: {part} does not stand on the training loop")
@@ -79,6 +80,8 @@ def test_every_part_has_a_rank():
     ("analysis/x.py", "from mtp_jax.training import loop", "does not stand on the training loop"),
     ("training/x.py", "from mtp_jax import train", "nothing imports a command"),
     ("training/x.py", "from mtp_jax import commands", "commands does not lie below training"),
+    ("data/x.py", "from mtp_jax import commands\ndef main():\n  pass", None),
+    ("data/x.py", "from mtp_jax import training\ndef main():\n  pass", "training does not lie below data"),
     ("training/x.py", "import experiments.code_bytes", "nothing in the package imports an experiment"),
     ("evaluation/x.py", "from mtp_jax.decoding import a", None),
     ("analysis/x.py", "from mtp_jax.training.logs import Record", None),

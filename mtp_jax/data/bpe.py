@@ -1,0 +1,200 @@
+"""Trains a byte-level BPE on the training documents of a corpus.
+
+Byte-level: every one of the 256 bytes is in the vocabulary, so that any text has ids and comes back from them exactly.
+Held-out documents are those of a run with the same source, filters, seed and fraction; the tokenizer never sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+from mtp_jax.config import DataConfig
+from mtp_jax.data.reading import Skipped, read_corpus, where
+from mtp_jax.data.split import shuffled_names, split_groups
+from mtp_jax.data.tokenizer import Tokenizer
+from mtp_jax.data.tokenizer_files import HuggingFaceTokenizer
+
+SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1 and 2
+SMALLEST = 256 + len(SPECIAL)
+MEASURED_BYTES = 20_000_000  # held-out text that the measurement reads, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How a tokenizer does on texts.
+
+    Attributes:
+      num_bytes: of the texts.
+      num_tokens: of the texts, without BOS and EOS.
+      seconds: that encoding took.
+    """
+
+    num_bytes: int
+    num_tokens: int
+    seconds: float
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.num_bytes / max(self.num_tokens, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / max(self.seconds, 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+    """A byte-level BPE and what it was trained on.
+
+    Attributes:
+      data: the content of its tokenizer.json.
+      tokenizer: the same, ready to encode.
+      num_documents: {"train", "validation"} -> documents that it was trained on, and that were held out.
+      num_bytes: {"train", "validation"} -> their bytes of text.
+      skipped: documents that were left out, in words; "" for none.
+      held_out: how it does on the held-out documents, on the first MEASURED_BYTES of them.
+    """
+
+    data: bytes
+    tokenizer: Tokenizer
+    num_documents: dict[str, int]
+    num_bytes: dict[str, int]
+    skipped: str
+    held_out: Measured
+
+
+def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
+              progress: bool = False) -> TrainedTokenizer:
+    """Trains a tokenizer on the training documents of one source. The same documents give the same file, byte for byte.
+
+    The corpus is read twice, once to split it and once to count, and is never in memory as a whole.
+
+    Args:
+      config: of one source; `tokenizer` is not read.
+      vocab_size: ids in all, the bytes and the special tokens counted.
+      sample_bytes: train on so many bytes of randomly drawn documents at most, at least one; 0: on all. The counting
+        takes seconds per 10 MB, and beyond some hundred megabytes of like text the merges hardly change.
+      progress: show progress bars.
+
+    Raises:
+      ValueError: the vocabulary is smaller than the bytes or larger than the text gives, or the corpus cannot be used.
+    """
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST:
+        raise ValueError(f"vocab_size={vocab_size} is below {SMALLEST}, for the 256 bytes and {', '.join(SPECIAL)} are "
+                         "always in the vocabulary: raise it, or train on bytes with data.tokenizer='bytes'.")
+    if sample_bytes < 0:
+        raise ValueError(f"sample_bytes={sample_bytes} must be at least 0, which stands for all.")
+    sizes, skipped = _sizes(config, progress)
+    training, held_out_groups = _split(config, sizes, sample_bytes)
+    counts = {"train": 0, "validation": 0}
+    num_bytes = {"train": 0, "validation": 0}
+    held_out: list[bytes] = []
+
+    def texts() -> Iterator[str]:
+        for split, text in _texts(config, training, held_out_groups):
+            counts[split] += 1
+            num_bytes[split] += len(text)
+            if split == "train":
+                yield text.decode("utf-8")
+            elif num_bytes[split] <= MEASURED_BYTES or not held_out:
+                held_out.append(text)
+
+    model = Model(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.train_from_iterator(texts(), trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL), show_progress=progress,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    made = model.get_vocab_size()
+    if made < vocab_size:
+        raise ValueError(f"vocab_size={vocab_size} is more than this text gives: {num_bytes['train']:,} bytes have "
+                         f"{made - SMALLEST:,} merges of pairs that occur twice or more. Set vocab_size={made} or "
+                         "less, or give more text.")
+    data = model.to_str(pretty=True).encode()
+    tokenizer = HuggingFaceTokenizer(data)
+    return TrainedTokenizer(data=data, tokenizer=tokenizer, num_documents=counts, num_bytes=num_bytes,
+                            skipped=str(skipped), held_out=measure(tokenizer, held_out))
+
+
+def measure(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Measured:
+    """Encodes texts, 64 at a time, and returns how many tokens they have and how long it took."""
+    start = time.perf_counter()
+    num_tokens = sum(len(ids) for first in range(0, len(texts), 64)
+                     for ids in tokenizer.encode_batch(texts[first:first + 64]))
+    return Measured(sum(map(len, texts)), num_tokens, time.perf_counter() - start)
+
+
+def _sizes(config: DataConfig, progress: bool) -> tuple[dict[str, int], Skipped]:
+    """Reads the corpus once; returns the bytes of each group, and what was left out.
+
+    Raises:
+      ValueError: it cannot be read, holds no text, or is tokenized already.
+    """
+    from tqdm import tqdm
+
+    sizes: dict[str, int] = {}
+    skipped = Skipped()
+    for group, text in tqdm(_bytes_only(config, skipped), desc="Reading", unit=" documents", disable=not progress):
+        sizes[group] = sizes.get(group, 0) + len(text)
+    if not sizes:
+        raise ValueError(f"{where(config)} holds no text{f' ({skipped})' if skipped.count else ''}: name a corpus of "
+                         "UTF-8 text.")
+    return sizes, skipped
+
+
+def _split(config: DataConfig, sizes: dict[str, int], sample_bytes: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns the groups to train on, of those that a run trains on all or random ones of `sample_bytes`; and held-out.
+
+    Raises:
+      ValueError: there is one group only, so that none can be held out.
+    """
+    if config.validation_path:
+        training, held_out = frozenset(sizes), frozenset[str]()
+    elif len(sizes) < 2:
+        raise ValueError(f"{where(config)} holds one file of text only ({next(iter(sizes))}), but two are needed, one "
+                         "to train on and one to hold out: add a file, cut this one in two, or set validation_path.")
+    else:
+        training, held_out = split_groups(sorted(sizes), fraction=config.validation_fraction, seed=config.seed)
+    if not sample_bytes:
+        return training, held_out
+    drawn: list[str] = []
+    total = 0
+    for group in shuffled_names(training, seed=config.seed, purpose="tokenizer"):
+        if drawn and total + sizes[group] > sample_bytes:
+            break
+        drawn.append(group)
+        total += sizes[group]
+    return frozenset(drawn), held_out
+
+
+def _texts(config: DataConfig, training: frozenset[str], held_out: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+    """Yields ("train" or "validation", text) of the corpus; documents that were not drawn are left out.
+
+    Raises:
+      ValueError: the corpus cannot be read.
+    """
+    for group, text in _bytes_only(config, Skipped()):
+        if group in training:
+            yield "train", text
+        elif group in held_out:
+            yield "validation", text
+    if config.validation_path:
+        apart = dataclasses.replace(config, path=config.validation_path, validation_path="")
+        yield from (("validation", text) for _, text in _bytes_only(apart, Skipped()))
+
+
+def _bytes_only(config: DataConfig, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
+    """Yields the group and the text of each document of a source.
+
+    Raises:
+      ValueError: one is ids already, or cannot be read.
+    """
+    for text in read_corpus(config, skipped, takes_bytes=False):
+        if not isinstance(text.content, bytes):
+            raise ValueError(f"{where(config)} holds ids and no text ({text.name}): a tokenizer is trained on text.")
+        yield text.group, text.content

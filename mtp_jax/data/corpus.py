@@ -13,8 +13,9 @@ from absl import logging
 
 from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
+from mtp_jax.data.mixture import Mixture
 from mtp_jax.data.reading import Skipped, content_bytes, read_corpus, where
-from mtp_jax.data.rows import build_rows
+from mtp_jax.data.rows import RowSource, build_rows
 from mtp_jax.data.split import shuffled_names, split_groups
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
 
@@ -36,7 +37,7 @@ class Part:
 
     name: str
     hash: str
-    rows: dict[str, pipeline.RowSource]
+    rows: dict[str, RowSource]
     num_groups: dict[str, int]
     num_documents: int
     skipped: str = ""
@@ -87,6 +88,25 @@ class Corpus:
         """Returns one plain line a part on what the corpus holds."""
         return "\n".join(self._summary(part) for part in self.parts.values())
 
+    @property
+    def mixture(self) -> Mixture:
+        """The training rows of all parts: their shares, and where their epochs end."""
+        return Mixture.create({name: part.rows["train"] for name, part in self.parts.items()}, self.config.mixture)
+
+    def check_steps(self, num_steps: int) -> None:
+        """Checks that the epochs of a mixture last for a run.
+
+        Args:
+          num_steps: batches of the run.
+
+        Raises:
+          ValueError: they do not; names the source that ends first.
+        """
+        mixture = self.mixture
+        if mixture.length is not None and num_steps * self.config.batch_size > mixture.length:
+            raise ValueError(f"train.num_steps={num_steps} needs more rows than the mixture has. "
+                             + mixture.too_short(self.config.batch_size))
+
     def _summary(self, part: Part) -> str:
         config = self.config.parts[part.name]
         train, validation = (part.num_groups[split] for split in SPLITS)
@@ -99,7 +119,7 @@ class Corpus:
 
     def train_batches(self, process_index: int = 0, process_count: int = 1,
                       start_row: int = 0) -> pipeline.TrainBatches:
-        """Returns the endless training batches of one host, from global row `start_row` on.
+        """Returns the training batches of one host, from global row `start_row` on; endless, unless epochs are limited.
 
         Args:
           process_index: this host, from 0.
@@ -109,9 +129,8 @@ class Corpus:
         Raises:
           ValueError: data.batch_size is not divisible by `process_count`, or a number is out of range.
         """
-        (part,) = self.parts.values()
         return pipeline.TrainBatches(
-            part.rows["train"], batch_size=self.config.batch_size, seed=self.config.seed, process_index=process_index,
+            self.mixture, batch_size=self.config.batch_size, seed=self.config.seed, process_index=process_index,
             process_count=process_count, start_row=start_row, num_workers=self.config.num_workers)
 
     def validation_batches(self, process_index: int = 0,
@@ -185,7 +204,7 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
                          "one to train on and one to hold out: add a file, or cut this one in two.")
     split = dict(zip(SPLITS, split_groups(groups, fraction=config.validation_fraction, seed=config.seed)))
     order = shuffled_names(ids, seed=config.seed, purpose="documents")
-    rows: dict[str, pipeline.RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
+    rows: dict[str, RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
                              seq_len=config.seq_len, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
             for name, members in split.items()}

@@ -19,11 +19,13 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import flags
 
+from mtp_jax.data.mixture import Mixture
+from mtp_jax.data.rows import RowSource
 from mtp_jax.data.split import derived_seed
 
 PREFETCHED_BATCHES = 8  # read ahead of the train step, in all
@@ -31,35 +33,20 @@ PREFETCHED_BATCHES = 8  # read ahead of the train step, in all
 Batch = dict[str, np.ndarray]
 
 
-class RowSource(Protocol):
-    """Random access to rows, in memory (`Rows`) or on disk (`PreparedRows`); pickles to worker processes."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows, padding left out."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> Batch:
-        """Returns {"tokens", "segments", "positions"}, each [L] int32; a row past the last is all padding."""
-        ...
-
-
 class TrainBatches(Iterator[Batch]):
-    """An endless iterator of one host's share of the training batches.
+    """An iterator of one host's share of the training batches; endless, unless a mixture limits epochs.
 
     Each item is {"tokens", "segments", "positions"}, int32 [B / process_count, L]. `close()`, or leaving a `with`
     block, stops its thread or its worker processes. Worker processes are spawned, so the script that asks for them
     needs the usual `if __name__ == "__main__":`.
     """
 
-    def __init__(self, rows: RowSource, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
-                 start_row: int = 0, num_workers: int = 0):
+    def __init__(self, rows: RowSource | Mixture, *, batch_size: int, seed: int, process_index: int = 0,
+                 process_count: int = 1, start_row: int = 0, num_workers: int = 0):
         """Starts at global row `start_row`, without reading what lies before it.
 
         Args:
-          rows: the rows of one epoch.
+          rows: the rows of one epoch, or a mixture of several sources.
           batch_size: B, rows of a batch over all hosts.
           seed: of the order; every epoch has another.
           process_index: this host, from 0.
@@ -78,7 +65,9 @@ class TrainBatches(Iterator[Batch]):
         self._batch_size = batch_size
         self._next_row = start_row
         self._copy = num_workers > 0
-        order = grain.MapDataset.source(rows).shuffle(seed=derived_seed(seed, "rows")).repeat()
+        self._mixture = rows if isinstance(rows, Mixture) else Mixture.create({"rows": rows})
+        self._length = self._mixture.length
+        order = self._mixture.dataset(seed)
         # Without drop_remainder Grain rounds the endless length up, past what Python can index, for batches of one row.
         batches = order[start_row:].batch(local, drop_remainder=True)[process_index::process_count]
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=-(-PREFETCHED_BATCHES // max(num_workers, 1)))
@@ -93,6 +82,8 @@ class TrainBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise ValueError("these training batches were closed: ask the corpus for new ones at state()['next_row'].")
+        if self._length is not None and self._next_row + self._batch_size > self._length:
+            raise ValueError(self._mixture.too_short(self._batch_size))
         batch = next(self._iterator)
         self._next_row += self._batch_size
         # Workers hand over shared memory; a copy is 0.01 ms and leaves nothing to unlink when Python shuts down.

@@ -9,8 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+
+Row = dict[str, np.ndarray]
+
+
+class RowSource(Protocol):
+    """Random access to rows, in memory (`Rows`) or on disk (`PreparedRows`); pickles to worker processes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, padding left out."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Row:
+        """Returns {"tokens", "segments", "positions"}, each [L] int32; a row past the last is all padding."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +62,7 @@ class Rows:
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.seq_len)
 
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, row: int) -> Row:
         """Returns one row.
 
         Args:

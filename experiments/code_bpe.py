@@ -1,0 +1,23 @@
+"""What do four heads say ahead of tokens instead of bytes? The demo's model on a byte-level BPE of 4,096 tokens.
+
+Hardware: 2 CPU cores. The corpus is the running Python's own standard library, which the tokenizer is made from too:
+
+    python -m mtp_jax.data.train_tokenizer --source=stdlib --vocab_size=4096 --output=runs/tokenizers/code_4096.json
+    python -m experiments.code_bpe --workdir=runs/code_bpe
+
+The unembedding is 4,096 x 128 and used by every head, so that a step costs more than the demo's.
+"""
+
+from experiments import code_bytes
+from mtp_jax import train
+
+
+def get_config():
+    """Returns the demo's settings with another tokenizer."""
+    config = code_bytes.get_config()
+    config.data.tokenizer = "runs/tokenizers/code_4096.json"
+    return config
+
+
+if __name__ == "__main__":
+    train.main(get_config)

@@ -8,9 +8,9 @@
 `prepare.local` does this with the processes of this machine.
 """
 
-from mtp_jax.data.prepare.finish import begin, finish
+from mtp_jax.data.prepare.folder import begin, finish, finished
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard, make_plan
 from mtp_jax.data.prepare.shard import ShardInfo, digests, find_duplicates, write_shard
 
-__all__ = ["Plan", "Settings", "Shard", "ShardInfo", "begin", "digests", "find_duplicates", "finish", "make_plan",
+__all__ = ["Plan", "Settings", "Shard", "ShardInfo", "begin", "digests", "find_duplicates", "finish", "finished", "make_plan",
            "write_shard"]

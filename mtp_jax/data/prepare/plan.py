@@ -135,12 +135,12 @@ def make_plan(config: DataConfig, *, min_shard_bytes: int = MIN_SHARD_BYTES,
     for split, found in pieces.items():
         numbered[split] = [NumberedPiece(start + i, piece, piece.size or UNKNOWN_SIZE) for i, piece in enumerate(found)]
         start += len(found)
-    everything = [piece for split in numbered.values() for piece in split]
+    everything = [piece for of_split in numbered.values() for piece in of_split]
     size = sum(piece.size for piece in everything)
     target = min(max(size // NUM_SHARDS, min_shard_bytes), max_shard_bytes)
     shards: list[Shard] = []
-    for split, found in numbered.items():
-        by_name = {piece.piece.name: piece for piece in found}
+    for split, of_split in numbered.items():
+        by_name = {piece.piece.name: piece for piece in of_split}
         order = shuffled_names(by_name, seed=config.seed, purpose="pieces")
         for group in _groups([by_name[name] for name in order], target):
             shards.append(Shard(len(shards), split, tuple(group)))

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -283,7 +283,7 @@ class _Stream:
         if not self._waiting:
             return
         texts = [text.content for text in self._waiting if isinstance(text.content, bytes)]
-        encoded = iter(encode_batch(self._tokenizer, texts))
+        encoded = iter(self._tokenizer.encode_batch(texts))
         limit = self._tokenizer.vocab_size
         tokens = []
         for text in self._waiting:
@@ -297,11 +297,6 @@ class _Stream:
         self._tokens.append(np.concatenate(tokens))  # many small arrays would take more memory than their content
         self._waiting.clear()
         self._waiting_bytes = 0
-
-
-def encode_batch(tokenizer: Tokenizer, texts: Sequence[bytes]) -> list[np.ndarray]:
-    """Returns the ids of texts; in one call where the tokenizer has one."""
-    return [tokenizer.encode(text) for text in texts]
 
 
 def _reported(piece: NumberedPiece, config: DataConfig, skipped: Skipped, tokenizer: Tokenizer,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from mtp_jax.data.manifest import FORMAT, INDEX_STEP, MANIFEST, SPLITS, Manifest
 from mtp_jax.data.prepare.plan import Plan, Shard, differences
 from mtp_jax.data.prepare.shard import WORK, ShardInfo, lengths_file, read_info, replacing, token_dtype
 from mtp_jax.data.reading import Skipped, where
-from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
+from mtp_jax.data.tokenizer import TOKENIZERS, Tokenizer, build_tokenizer
 
 PLAN = "plan.json"  # in WORK: the settings that the shards there were written with
 
@@ -53,8 +52,6 @@ def begin(plan: Plan, output: Any) -> list[Shard]:
     from etils import epath
 
     folder = epath.Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output={output} is a file: name a folder.")
     path = folder / WORK / PLAN
     if path.exists():
         _check_same(json.loads(path.read_text()), plan, f"{output} holds an unfinished corpus of other settings")
@@ -170,14 +167,18 @@ def _tokenizer_entry(config: DataConfig, tokenizer: Tokenizer, folder: Any) -> d
     """Copies the tokenizer's file into the folder, if it has one; returns the manifest's entry."""
     from etils import epath
 
-    path, file = epath.Path(config.tokenizer), ""
+    path, file = epath.Path(config.tokenizer).expanduser(), ""
+    if path.is_dir() and config.tokenizer not in TOKENIZERS:
+        path /= "tokenizer.json" if (path / "tokenizer.json").exists() else "tokenizer.model"
     if path.suffix in (".json", ".model"):
         file = f"tokenizer{path.suffix}"
-        with replacing(folder / file) as copy:
-            copy.write_bytes(path.read_bytes())
-    return {"name": os.path.basename(config.tokenizer), "file": file, "hash": tokenizer.hash,
-            "vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-            "pad_id": tokenizer.pad_id}
+        beside = path.with_name("tokenizer_config.json")  # may name the special tokens of a tokenizer.json
+        for source, name in ((path, file), (beside, beside.name)):
+            if source is path or (path.suffix == ".json" and beside.exists()):
+                with replacing(folder / name) as copy:
+                    copy.write_bytes(source.read_bytes())
+    return {"name": path.name, "file": file, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
 
 
 def _check_same(then: dict[str, Any], plan: Plan, what: str) -> None:

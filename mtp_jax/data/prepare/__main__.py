@@ -1,0 +1,116 @@
+"""Prepares a corpus: reads, filters, splits and tokenizes it once, in parallel, into a folder to train from.
+
+    python -m mtp_jax.data.prepare --source=files --path="src/**/*.py" --output=prepared
+
+Stopped in any way, the same command goes on with what is not done. The result does not depend on that, nor on
+--processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+from absl import flags
+
+from mtp_jax import commands
+from mtp_jax.config import DataConfig
+from mtp_jax.data.train_tokenizer import define_flags
+
+UNFINISHED, INTERRUPTED = 75, 130  # exit status after SIGTERM and after Ctrl-C, as in training
+GO_ON = "What is done stays: run the same command again to go on."
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def main() -> NoReturn:
+    """Runs the command."""
+    data = define_flags()
+    data["tokenizer"] = flags.DEFINE_string("tokenizer", "bytes", "\"bytes\", or a file: Hugging Face's tokenizer.json "
+                                            "or SentencePiece's .model.")
+    output = flags.DEFINE_string("output", None, "Folder to write: shards of tokens, an index and manifest.json. May "
+                                 "lie in a bucket.", required=True)
+    processes = flags.DEFINE_integer("processes", None, "Processes that read and tokenize; by default one a core.",
+                                     lower_bound=1)
+
+    def run() -> int:
+        values: dict[str, Any] = {name: flag.value for name, flag in data.items()}
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            write(DataConfig(**values | {"extensions": tuple(values["extensions"])}), output.value, processes.value)
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            commands.fail(f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}. {GO_ON}")
+            return UNFINISHED if terminated else INTERRUPTED
+        except (ValueError, MemoryError) as error:
+            return commands.fail(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return commands.fail(error)
+            return commands.fail(f"the disk is full: {error.filename or output.value} could not be written. What is "
+                                 "done stays: free some space and run the same command again.")
+        return 0
+
+    commands.run(run, *data, "output", "processes")
+
+
+def write(config: DataConfig, output: str, processes: int | None) -> None:
+    """Prepares a corpus and says what came out.
+
+    Args:
+      config: of one source.
+      output: folder to write.
+      processes: that read and tokenize; None: one a core.
+
+    Raises:
+      ValueError: the source, the tokenizer or the folder cannot be used.
+      OSError: the disk is full, or the folder cannot be written.
+    """
+    from etils import epath
+
+    from mtp_jax.data.prepare import finished, local, make_plan
+    from mtp_jax.data.reading import Skipped
+
+    folder = epath.Path(output).expanduser()
+    start = time.perf_counter()
+    plan = make_plan(config)
+    before = finished(plan, folder)
+    if before is None:
+        print(f"{plan.size / 1e6:,.1f} MB in {len(plan.shards):,} shards -> {folder}", file=sys.stderr, flush=True)
+    try:
+        manifest = local.prepare(plan, folder, processes=processes)
+    except local.WorkerDied as error:
+        raise ValueError(str(error)) from error
+    seconds = time.perf_counter() - start
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.groups:,} files or records, {split.documents:,} documents, {split.tokens:,} tokens, "
+              f"{split.bytes / 1e6:,.2f} MB of text")
+    skipped = Skipped()
+    skipped.count.update(manifest.skipped)
+    skipped.example.update(manifest.skipped_example)
+    if manifest.skipped:
+        print(f"left out: {skipped}")
+    print(f"{manifest.bytes / manifest.tokens:.3f} bytes a token" + (
+        f"; {manifest.bytes / 1e6 / seconds:,.1f} MB of text a second" if before is None else
+        f". {folder} was finished before: nothing was done."))
+    settings = {"source": "prepared", "path": folder}
+    if manifest.tokenizer["file"]:
+        settings["tokenizer"] = folder / manifest.tokenizer["file"]
+    elif manifest.tokenizer["name"] != "bytes":
+        settings["tokenizer"] = config.tokenizer
+    print("Train on it:\n    python -m experiments.code_bytes --workdir=runs/mine "
+          + " ".join(shlex.quote(f"--config.data.{name}={value}") for name, value in settings.items()))
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Does a second head help a very small model to take up names in stories? The paper's question of section 4.1, in small.
+"""Does a second head help a very small model to take up names in stories? The paper asks so in section 4.1; in small.
 
 Hardware: 2 CPU cores. The paper's smallest shape (128 wide, 5 layers) and its two heads, on bytes; the paper
 trains 26 billion tokens, this four million bytes. --config.model.num_heads=1 is what to compare with.

@@ -108,7 +108,6 @@ def quieten() -> None:
 def _parameters(get_config: Callable[..., Any]) -> flags.FlagValues:
     """Returns a flag for each parameter of an experiment's get_config."""
     own = flags.FlagValues()
-    own.set_gnu_getopt(True)  # a value after a space, of a flag that is not known here, does not end the flags
     page = inspect.getdoc(get_config) or ""
     for name, parameter in inspect.signature(get_config).parameters.items():
         if type(parameter.default) not in _DEFINE:

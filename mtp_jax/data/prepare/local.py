@@ -53,7 +53,7 @@ def prepare(plan: Plan, output: str | os.PathLike[str], *, processes: int | None
     if done is not None:
         tidy(output)  # it may have been stopped between the two
         return done
-    with _alone(output):
+    with alone(output):
         shards = begin(plan, output)
         processes = processes or os.cpu_count() or 1
         dropped: dict[int, frozenset[int]] = {}
@@ -153,7 +153,7 @@ def _digest(settings: Settings, shard: Shard) -> dict[int, bytes]:
 
 
 @contextlib.contextmanager
-def _alone(output: Any) -> Iterator[None]:
+def alone(output: Any) -> Iterator[None]:
     """Makes the folder, and keeps a second command out of it while this one writes; in a bucket there is no way to.
 
     Raises:

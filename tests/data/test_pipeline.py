@@ -1,4 +1,4 @@
-"""Batches: resume from one number, the same order for any hosts and workers, a fixed validation pass."""
+"""Batches: epochs, places, a fixed validation pass, and workers that end; test_exactness.py has how runs resume."""
 
 import dataclasses
 import json
@@ -12,16 +12,10 @@ import pytest
 
 from mtp_jax.data import TrainBatches, build_rows, open_corpus
 
-STEPS = 50
-
 
 @pytest.fixture
 def corpus(config):
     return open_corpus(config)
-
-
-def with_workers(corpus, num_workers):
-    return dataclasses.replace(corpus, config=dataclasses.replace(corpus.config, num_workers=num_workers))
 
 
 def part(corpus):
@@ -69,61 +63,6 @@ def test_shapes_and_state(corpus):
     with corpus.train_batches(process_index=1, process_count=2) as batches:
         assert next(batches)["tokens"].shape == (2, 32)
         assert batches.state() == {"next_row": 4}  # a global number: the same on every host
-
-
-def test_resume_at_every_step(corpus):
-    unbroken = take(corpus.train_batches(), STEPS + 2)  # more than an epoch
-    assert corpus.num_rows("train") < STEPS * 4
-    with corpus.train_batches() as batches:
-        for step in range(STEPS):
-            state = batches.state()
-            for i, got in enumerate(take(corpus.train_batches(start_row=state["next_row"]), 2)):
-                assert_equal(got, unbroken[step + i])
-            assert_equal(next(batches), unbroken[step])
-
-
-def resumes_with_workers(corpus, num_workers, steps):
-    unbroken = take(corpus.train_batches(), STEPS + 4)
-    for got, want in zip(take(with_workers(corpus, num_workers).train_batches(), STEPS + 4), unbroken):
-        assert_equal(got, want)
-    for step in steps:
-        with with_workers(corpus, num_workers).train_batches(start_row=4 * step) as batches:
-            for i in range(3):
-                assert_equal(next(batches), unbroken[step + i])
-            assert batches.state() == {"next_row": 4 * (step + 3)}
-
-
-@pytest.mark.parametrize("num_workers, step", [(1, 7), (2, 25)])
-def test_workers_give_the_same_batches_and_resume(corpus, num_workers, step):
-    resumes_with_workers(corpus, num_workers, [step])
-
-
-@pytest.mark.slow  # a hundred starts of worker processes
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_resume_at_every_step_with_workers(corpus, num_workers):
-    resumes_with_workers(corpus, num_workers, range(STEPS))
-
-
-@pytest.mark.parametrize("start_row", [0, 12])
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-def test_joined_shares_of_hosts_equal_the_batch_of_one(corpus, process_count, start_row):
-    whole = take(corpus.train_batches(start_row=start_row), 20)
-    shares = [take(corpus.train_batches(p, process_count, start_row=start_row), 20) for p in range(process_count)]
-    held_out = [validation(corpus, p, process_count) for p in range(process_count)]
-    for step, want in enumerate(whole):
-        assert_equal({name: np.concatenate([share[step][name] for share in shares]) for name in want}, want)
-    for step, want in enumerate(validation(corpus)):
-        assert_equal({name: np.concatenate([share[step][name] for share in held_out]) for name in want}, want)
-
-
-def test_two_hosts_with_workers_go_on_from_one_host_without(corpus):
-    with corpus.train_batches() as batches:
-        for _ in range(5):
-            next(batches)
-        start = batches.state()["next_row"]
-        want = next(batches)
-    shares = [take(with_workers(corpus, 1).train_batches(p, 2, start_row=start), 1)[0] for p in range(2)]
-    assert_equal({name: np.concatenate([share[name] for share in shares]) for name in want}, want)
 
 
 def test_a_start_row_inside_a_batch(corpus):

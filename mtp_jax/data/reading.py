@@ -17,7 +17,12 @@ from concurrent import futures
 import numpy as np
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.sources import Document, Piece, find
+from mtp_jax.data.sources import Document, NotText, Piece, find
+from mtp_jax.data.sources.base import where
+from mtp_jax.data.sources.paths import comes_from_storage, remedy
+
+__all__ = ["Skipped", "Text", "content_bytes", "find_pieces", "held_out", "read_corpus", "read_piece",
+           "where"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +68,30 @@ class Skipped:
                          for reason, count in sorted(self.count.items()))
 
 
-def where(config: DataConfig) -> str:
-    """Returns the field that names the corpus, for messages."""
-    return f"data.path={config.path!r}" if config.path else f"data.source={config.source!r}"
+def held_out(config: DataConfig) -> DataConfig | None:
+    """Returns the config that reads `config.validation_path` as a corpus, None where that is empty."""
+    if not config.validation_path:
+        return None
+    return dataclasses.replace(config, path=config.validation_path, validation_path="")
 
 
 def find_pieces(config: DataConfig) -> list[Piece]:
-    """Returns the pieces of a source sorted by name, contents not yet read.
+    """Returns the pieces of `config.path` sorted by name, contents not yet read; see `held_out` for the other path.
 
     Args:
       config: of one source.
 
     Raises:
-      ValueError: the source is unknown, cannot find what `config.path` names, or lists two pieces of one name.
+      ValueError: the source is unknown, cannot find or reach what `config.path` names, or lists two pieces of one
+        name.
     """
-    pieces = sorted((item if isinstance(item, Piece) else _alone(item) for item in find(config)),
+    try:
+        found = find(config)
+    except Exception as error:
+        if not comes_from_storage(config.path, error):
+            raise
+        raise ValueError(f"{where(config)} cannot be read ({_reason(error)}): {remedy(config.path, error)}.") from error
+    pieces = sorted((item if isinstance(item, Piece) else _alone(item) for item in found),
                     key=lambda piece: piece.name)
     for first, second in zip(pieces, pieces[1:]):
         if first.name == second.name:
@@ -85,8 +99,9 @@ def find_pieces(config: DataConfig) -> list[Piece]:
     return pieces
 
 
-def read_piece(piece: Piece, config: DataConfig, skipped: Skipped, *, takes_bytes: bool) -> Iterator[Text]:
-    """Yields the documents of a piece that pass the filters; duplicates are left in (see `duplicates`).
+def read_piece(piece: Piece, config: DataConfig, skipped: Skipped, *, takes_bytes: bool,
+               vocab_size: int | None = None) -> Iterator[Text]:
+    """Yields the documents of a piece that pass the filters; duplicates are left in, for they span pieces.
 
     Args:
       piece: of a source.
@@ -94,14 +109,19 @@ def read_piece(piece: Piece, config: DataConfig, skipped: Skipped, *, takes_byte
       skipped: counts what is left out.
       takes_bytes: the tokenizer takes any bytes; otherwise a document that is no UTF-8 is an error, or skipped with
         config.skip_invalid.
+      vocab_size: ids of documents that are tokenized already must lie below it; None where only text will do.
 
     Raises:
-      ValueError: a document cannot be read or is no UTF-8; names the file and the offset.
+      ValueError: a document cannot be read, is no UTF-8, or holds ids that the tokenizer has not; names the file and
+        the place.
     """
     for document in _documents(piece, config):
-        content = _read(document, config)
-        reason = _reason_to_skip(document, content, config, takes_bytes)
-        if reason:
+        content = _read(document, config, takes_bytes)
+        if isinstance(content, np.ndarray) and len(content):
+            _check_ids(document, content, config, vocab_size)
+        if isinstance(content, str):
+            skipped.add(content, document.name)
+        elif reason := _reason_to_skip(content, config):
             skipped.add(reason, document.name)
         else:
             yield Text(document.name, document.group, content)
@@ -129,75 +149,111 @@ def _documents(piece: Piece, config: DataConfig) -> Iterator[Document]:
     """
     try:
         yield from piece.documents()
-    except OSError as error:
+    except Exception as error:
+        if not comes_from_storage(config.path, error):
+            raise
         raise _unreadable(piece.name, config, error) from error
 
 
-def _read(document: Document, config: DataConfig) -> bytes | np.ndarray:
-    """Returns the content of a document.
+def _read(document: Document, config: DataConfig, takes_bytes: bool) -> bytes | np.ndarray | str:
+    """Returns the content of a document, or as a string the reason why it is left out.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: it cannot be read, or is no UTF-8 where the tokenizer needs that.
     """
     try:
-        return document.read()
-    except OSError as error:
+        content = document.read()
+        if content is None:
+            return "without a text"
+        if isinstance(content, bytes) and b"\0" not in content and (config.skip_invalid or not takes_bytes):
+            _check_utf8(document, content, config)
+        return content
+    except NotText as error:
+        if config.skip_invalid:
+            return "not UTF-8"
+        if takes_bytes and error.content is not None:
+            return error.content
+        raise ValueError(f"{error}: convert it, leave its file out by data.path or data.extensions, set "
+                         "data.skip_invalid=True to skip such documents"
+                         f"{' or train on bytes by data.tokenizer=bytes' if error.content is not None else ''}."
+                         ) from error
+    except Exception as error:
+        if not comes_from_storage(config.path, error):
+            raise
         raise _unreadable(document.name, config, error) from error
 
 
-def _unreadable(name: str, config: DataConfig, error: OSError) -> ValueError:
-    return ValueError(f"{where(config)}: {name} cannot be read ({error.strerror or error}): make it readable for this "
-                      "user, move it out of the corpus, or name a glob that leaves it out.")
+def _check_utf8(document: Document, content: bytes, config: DataConfig) -> None:
+    """Raises NotText unless the content is UTF-8."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotText(f"{where(config)}: {document.name} is no UTF-8 at byte {error.start:,} "
+                      f"(0x{content[error.start]:02x})", content) from error
 
 
-def _reason_to_skip(document: Document, content: bytes | np.ndarray, config: DataConfig, takes_bytes: bool) -> str:
-    """Returns why a document is left out, or an empty string.
+def _unreadable(name: str, config: DataConfig, error: Exception) -> ValueError:
+    return ValueError(f"{where(config)}: {name} cannot be read ({_reason(error)}): {remedy(config.path, error)}.")
 
-    Raises:
-      ValueError: it is no UTF-8 and the tokenizer needs UTF-8.
-    """
-    size = len(content) if isinstance(content, bytes) else content.nbytes
+
+def _reason(error: Exception) -> str:
+    """Returns what an error says, on one line."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(said.split())
+
+
+def _reason_to_skip(content: bytes | np.ndarray, config: DataConfig) -> str:
+    """Returns why a document is left out, or an empty string."""
     if not len(content):
         return "empty"
-    if size < config.min_bytes:
-        return f"below data.min_bytes={config.min_bytes}"
-    if 0 < config.max_bytes < size:
-        return f"above data.max_bytes={config.max_bytes}"
     if not isinstance(content, bytes):
         return ""
     if b"\0" in content:
         return "binary"
-    if takes_bytes and not config.skip_invalid:
-        return ""
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if config.skip_invalid:
-            return "not UTF-8"
-        raise ValueError(f"{where(config)}: {document.name} is no UTF-8 at byte {error.start} "
-                         f"(0x{content[error.start]:02x}): convert it, leave it out by data.path or data.extensions, "
-                         "set data.skip_invalid=True to skip such documents, or train on bytes with "
-                         "data.tokenizer='bytes'.") from error
+    if len(content) < config.min_bytes:
+        return f"below data.min_bytes={config.min_bytes}"
+    if 0 < config.max_bytes < len(content):
+        return f"above data.max_bytes={config.max_bytes}"
     return ""
 
 
-def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, threads: int = 8) -> Iterator[Text]:
-    """Yields all documents of a source that pass the filters, in the order of their pieces, duplicates left out.
+def _check_ids(document: Document, ids: np.ndarray, config: DataConfig, vocab_size: int | None) -> None:
+    """Raises ValueError unless the ids of a document are below the tokenizer's vocabulary size, and none is wanted."""
+    if config.min_bytes or config.max_bytes:
+        raise ValueError(f"data.min_bytes={config.min_bytes} and data.max_bytes={config.max_bytes} are sizes of text, "
+                         f"but {where(config)} holds token ids: set both to 0.")
+    if vocab_size is None:
+        raise ValueError(f"{where(config)} holds token ids, but text is needed here: name a corpus of text.")
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim != 1:
+        raise ValueError(f"{where(config)}: {document.name} holds an array of {ids.dtype} with shape {ids.shape}: "
+                         "token ids are whole numbers in a row.")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        at = int(np.argmax((ids < 0) | (ids >= vocab_size)))
+        raise ValueError(f"{where(config)}: record {document.name} holds the id {ids[at]} at place {at:,}, but "
+                         f"data.tokenizer={config.tokenizer!r} has {vocab_size:,} ids, from 0: set data.tokenizer to "
+                         "that which made the ids, and check data.field, their type.")
+
+
+def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, vocab_size: int | None = None,
+                threads: int = 8, seen: set[bytes] | None = None) -> Iterator[Text]:
+    """Yields all documents of `config.path` that pass the filters, in the order of their pieces.
 
     Args:
       config: of one source.
       skipped: counts what is left out.
       takes_bytes: see `read_piece`.
+      vocab_size: see `read_piece`.
       threads: pieces read at a time, which hides the latency of files in a bucket.
+      seen: with config.drop_duplicates, digests of documents whose like is left out; grows by those that are yielded.
 
     Raises:
       ValueError: the source, a file or a document is not usable; see `find_pieces` and `read_piece`.
     """
     def read(piece: Piece) -> tuple[list[Text], Skipped]:
         part = Skipped()
-        return list(read_piece(piece, config, part, takes_bytes=takes_bytes)), part
+        return list(read_piece(piece, config, part, takes_bytes=takes_bytes, vocab_size=vocab_size)), part
 
-    seen: set[bytes] = set()
+    seen = set() if seen is None else seen
     with futures.ThreadPoolExecutor(threads) as executor:
         pieces = iter(find_pieces(config))
         ahead = collections.deque(executor.submit(read, piece) for piece in itertools.islice(pieces, 2 * threads))

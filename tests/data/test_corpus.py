@@ -104,7 +104,8 @@ def test_a_document_that_cannot_be_read_is_named(error, reason, config, monkeypa
     def fail():
         raise error  # patched in, for a superuser reads everything
 
-    first, *rest = sources.files(config)
+    documents = [document for piece in sources.files(config) for document in piece.documents()]
+    first, *rest = documents
     monkeypatch.setitem(sources.SOURCES, "files", lambda _: [dataclasses.replace(first, read=fail), *rest])
     with pytest.raises(ValueError, match="make it readable.*or name a glob") as caught:
         open_corpus(config)

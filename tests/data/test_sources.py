@@ -92,14 +92,15 @@ def test_a_bucket(monkeypatch):
 
 
 def test_stdlib_is_code_without_tests():
-    documents = sources.find(DataConfig(source="stdlib"))
-    found = {document.name for document in documents}
-    assert len(found) == len(documents) > 300
+    pieces = sources.find(DataConfig(source="stdlib"))
+    found = {piece.name for piece in pieces}
+    assert len(found) == len(pieces) > 300
     assert {"argparse.py", "json/decoder.py"} <= found
     assert all(name.endswith(".py") for name in found)
     banned = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     assert not [name for name in found if banned & set(name.split("/"))]
-    assert b"class ArgumentParser" in next(d for d in documents if d.name == "argparse.py").read()
+    (document,) = next(piece for piece in pieces if piece.name == "argparse.py").documents()
+    assert b"class ArgumentParser" in document.read()
 
 
 def test_unknown_source_suggests_the_nearest():

@@ -1,6 +1,8 @@
 """Where documents come from, one file a kind; `register_source` adds one."""
 
-from mtp_jax.data.sources.base import SOURCES, Document, Piece, find, register_source
+from mtp_jax.data.sources import array_record, jsonl, parquet, tfds  # noqa: F401  (they register)
+from mtp_jax.data.sources.base import SOURCES, Document, NotText, Piece, find, register_source
 from mtp_jax.data.sources.files import files, stdlib
+from mtp_jax.data.sources.local_copy import local_copy
 
-__all__ = ["SOURCES", "Document", "Piece", "files", "find", "register_source", "stdlib"]
+__all__ = ["SOURCES", "Document", "NotText", "Piece", "files", "find", "local_copy", "register_source", "stdlib"]

@@ -31,12 +31,26 @@ class Document:
       name: unique in the corpus and the same on every machine, such as a path relative to the corpus's root. Order and
         split depend on names alone, the corpus's hash on names and contents.
       group: what the split keeps together; the file that the document comes from, or the document itself.
-      read: returns the UTF-8 bytes of the text, or the ids [tokens] of a document that is tokenized already.
+      read: returns the UTF-8 bytes of the text, or the ids [tokens] of a document that is tokenized already, or None
+        for a record without a text, which is left out and counted. Raises `NotText` to say more of a broken text than
+        that its bytes are no UTF-8.
     """
 
     name: str
     group: str
-    read: Callable[[], bytes | np.ndarray] = dataclasses.field(compare=False)
+    read: Callable[[], bytes | np.ndarray | None] = dataclasses.field(compare=False)
+
+
+class NotText(ValueError):
+    """A document's text is no UTF-8. An error or skipped, as data.skip_invalid says; or kept, for bytes.
+
+    Attributes:
+      content: the bytes for a tokenizer that takes any; None where there are none.
+    """
+
+    def __init__(self, message: str, content: bytes | None = None) -> None:
+        super().__init__(message)
+        self.content = content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +102,8 @@ def find(config: DataConfig) -> Sequence[Document | Piece]:
     """
     check_choice("data.source", config.source, SOURCES)
     return SOURCES[config.source](config)
+
+
+def where(config: DataConfig) -> str:
+    """Returns the field that names the corpus, for messages."""
+    return f"data.path={config.path!r}" if config.path else f"data.source={config.source!r}"

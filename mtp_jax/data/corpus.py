@@ -6,7 +6,9 @@ Opening needs no device and imports neither jax nor grain, so that bad input is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from absl import logging
@@ -14,12 +16,14 @@ from absl import logging
 from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
 from mtp_jax.data.mixture import Mixture
-from mtp_jax.data.reading import Skipped, content_bytes, read_corpus, where
+from mtp_jax.data.prepared import open_prepared
+from mtp_jax.data.reading import Skipped, Text, content_bytes, held_out, read_corpus, where
 from mtp_jax.data.rows import RowSource, build_rows
 from mtp_jax.data.split import shuffled_names, split_groups
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
 
 SPLITS = ("train", "validation")
+HELD_OUT = "validation:"  # before the names and groups of what data.validation_path holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,7 +170,28 @@ def open_corpus(config: DataConfig) -> Corpus:
         that cannot be trained on; names the field, its value and the remedy.
     """
     tokenizer = build_tokenizer(config)
-    return Corpus(config, tokenizer, {name: read_part(name, part, tokenizer) for name, part in config.parts.items()})
+    parts = {name: (open_part if part.source == "prepared" else read_part)(name, part, tokenizer)
+             for name, part in config.parts.items()}
+    return Corpus(config, tokenizer, parts)
+
+
+def open_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
+    """Opens a prepared source, which stays on disk.
+
+    Args:
+      name: of the part.
+      config: of this source.
+      tokenizer: of the ids.
+
+    Raises:
+      ValueError: see `prepared.open_prepared`.
+    """
+    opened = open_prepared(config, tokenizer)
+    rows: dict[str, RowSource] = {**opened.rows}
+    _warn_of_few_rows(rows, config)
+    return Part(name=name, hash=opened.manifest.hash, rows=rows, num_documents=opened.manifest.documents,
+                skipped=opened.manifest.left_out,
+                num_groups={split: files.groups for split, files in opened.manifest.splits.items()})
 
 
 def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
@@ -184,7 +209,7 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
     ids: dict[str, np.ndarray] = {}
     group_of: dict[str, str] = {}
     skipped = Skipped()
-    for text in sorted(read_corpus(config, skipped, takes_bytes=tokenizer.takes_bytes), key=lambda text: text.name):
+    for text in sorted(_read_both_paths(config, tokenizer, skipped), key=lambda text: text.name):
         if text.name in ids:
             raise ValueError(f"{where(config)} yields two documents named {text.name!r}: names must differ.")
         for part in (text.name.encode("utf-8", "surrogateescape"), content_bytes(text.content)):
@@ -197,20 +222,61 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
     left_out = f"; {skipped}" if skipped.count else ""
     if max(map(len, ids.values()), default=0) < 2:
         raise ValueError(f"{where(config)} holds no document longer than one token ({len(ids)} documents{left_out}): "
-                         "nothing can be predicted from it; name a corpus of UTF-8 text.")
-    groups = sorted(set(group_of.values()))
-    if len(groups) < 2:
-        raise ValueError(f"{where(config)} holds one file of text only ({groups[0]}{left_out}), but two are needed, "
-                         "one to train on and one to hold out: add a file, or cut this one in two.")
-    split = dict(zip(SPLITS, split_groups(groups, fraction=config.validation_fraction, seed=config.seed)))
+                         "nothing can be predicted from it; name a corpus of UTF-8 text, and check its filters.")
+    split = _split(group_of.values(), config, left_out)
     order = shuffled_names(ids, seed=config.seed, purpose="documents")
     rows: dict[str, RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
                              seq_len=config.seq_len, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
             for name, members in split.items()}
+    _warn_of_few_rows(rows, config)
+    return Part(name=name, hash=digest.hexdigest(), rows=rows, num_documents=len(ids), skipped=str(skipped),
+                num_groups={name: len(members) for name, members in split.items()})
+
+
+def _read_both_paths(config: DataConfig, tokenizer: Tokenizer, skipped: Skipped) -> Iterator[Text]:
+    """Yields the documents of `config.validation_path`, marked as such in name and group, and then those of the path.
+
+    In this order a document that is on both sides stays held out, where duplicates are dropped.
+    """
+    seen: set[bytes] = set()
+    read = functools.partial(read_corpus, skipped=skipped, takes_bytes=tokenizer.takes_bytes,
+                             vocab_size=tokenizer.vocab_size, seen=seen)
+    other = held_out(config)
+    if other is not None:
+        try:
+            for text in read(other):
+                yield Text(HELD_OUT + text.name, HELD_OUT + text.group, text.content)
+        except ValueError as error:
+            raise ValueError(f"data.validation_path, read like data.path: {error}") from error
+    yield from read(config)
+
+
+def _split(groups: Iterable[str], config: DataConfig, left_out: str) -> dict[str, frozenset[str]]:
+    """Returns the groups of each split: a share of all held out, or those of `config.validation_path`.
+
+    Raises:
+      ValueError: one of both has none.
+    """
+    everything = frozenset(groups)
+    if not config.validation_path:
+        if len(everything) < 2:
+            raise ValueError(f"{where(config)} holds one file of text only ({min(everything)}{left_out}), but two are "
+                             "needed, one to train on and one to hold out: add a file, cut this one in two, or name "
+                             "held-out text by data.validation_path.")
+        return dict(zip(SPLITS, split_groups(sorted(everything), fraction=config.validation_fraction,
+                                             seed=config.seed)))
+    held = frozenset(group for group in everything if group.startswith(HELD_OUT))
+    if not held or held == everything:
+        field = "path" if held else "validation_path"
+        raise ValueError(f"data.{field}={getattr(config, field)!r} holds no document that passes the filters"
+                         f"{left_out}: name text to {'train on' if held else 'hold out'}.")
+    return {"train": everything - held, "validation": held}
+
+
+def _warn_of_few_rows(rows: dict[str, RowSource], config: DataConfig) -> None:
+    """Warns of a corpus that does not fill a batch."""
     if len(rows["train"]) < config.batch_size:
         logging.warning("%s gives %d training rows of data.seq_len=%d, fewer than data.batch_size=%d: a batch repeats "
                         "rows. A smaller data.seq_len or data.batch_size, or more text, avoids it.", where(config),
                         len(rows["train"]), config.seq_len, config.batch_size)
-    return Part(name=name, hash=digest.hexdigest(), rows=rows, num_documents=len(ids), skipped=str(skipped),
-                num_groups={name: len(members) for name, members in split.items()})

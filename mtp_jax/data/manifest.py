@@ -16,6 +16,8 @@ import dataclasses
 import json
 from typing import Any
 
+from mtp_jax.data.reading import Skipped
+
 FORMAT = 1  # of the folder
 MANIFEST = "manifest.json"
 RECORD_TOKENS = 16_384  # ids a record: few enough to read one for a row, and enough that a record costs little
@@ -96,6 +98,14 @@ class Manifest:
     skipped: dict[str, int]
     skipped_example: dict[str, str]
     splits: dict[str, SplitFiles]
+
+    @property
+    def left_out(self) -> str:
+        """What was skipped, in words; "" for nothing."""
+        skipped = Skipped()
+        skipped.count.update(self.skipped)
+        skipped.example.update(self.skipped_example)
+        return str(skipped)
 
     def to_json(self) -> str:
         """Returns the text of manifest.json."""

@@ -72,21 +72,34 @@ class Rows:
           {"tokens", "segments", "positions"}, each [L] int32: ids; number of the document piece in the row from 1, 0
           for padding; place in the piece from 0. A document that goes on from the row before starts a new piece at 0.
         """
-        tokens = np.full(self.seq_len, self.pad_id, np.int32)
-        segments = np.zeros(self.seq_len, np.int32)
-        positions = np.zeros(self.seq_len, np.int32)
         start = row * self.seq_len
         stop = min(start + self.seq_len, len(self.tokens))
-        if start < stop:
-            first = np.searchsorted(self.bounds, start, side="right") - 1
-            end = np.searchsorted(self.bounds, stop, side="left")
-            edges = np.append(self.bounds[first:end], stop) - start  # where pieces begin in the row, then its end
-            edges[0] = 0
-            lengths, count = np.diff(edges), stop - start
-            tokens[:count] = self.tokens[start:stop]
-            segments[:count] = np.repeat(np.arange(1, end - first + 1), lengths)
-            positions[:count] = np.arange(count) - np.repeat(edges[:-1], lengths)
-        return {"tokens": tokens, "segments": segments, "positions": positions}
+        first = np.searchsorted(self.bounds, start, side="right") - 1
+        end = np.searchsorted(self.bounds, stop, side="left")
+        return make_row(self.tokens[start:stop], self.bounds[first:end] - start, seq_len=self.seq_len,
+                        pad_id=self.pad_id)
+
+
+def make_row(tokens: np.ndarray, begins: np.ndarray, *, seq_len: int, pad_id: int) -> Row:
+    """Returns a row as `Rows` gives it.
+
+    Args:
+      tokens: [count] ids in the row, none for a row that is all padding.
+      begins: where the documents in the row begin, counted from its start; the first one at or before it.
+      seq_len: L.
+      pad_id: fills the row up.
+    """
+    row = {"tokens": np.full(seq_len, pad_id, np.int32), "segments": np.zeros(seq_len, np.int32),
+           "positions": np.zeros(seq_len, np.int32)}
+    count = len(tokens)
+    if count:
+        edges = np.append(begins, count)  # where pieces begin in the row, then its end
+        edges[0] = 0
+        lengths = np.diff(edges)
+        row["tokens"][:count] = tokens
+        row["segments"][:count] = np.repeat(np.arange(1, len(edges)), lengths)
+        row["positions"][:count] = np.arange(count) - np.repeat(edges[:-1], lengths)
+    return row
 
 
 def build_rows(documents: Sequence[np.ndarray], *, bos_id: int, eos_id: int, pad_id: int, seq_len: int,

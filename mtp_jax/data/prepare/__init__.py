@@ -12,5 +12,5 @@ from mtp_jax.data.prepare.folder import begin, finish, finished
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard, make_plan
 from mtp_jax.data.prepare.shard import ShardInfo, digests, find_duplicates, write_shard
 
-__all__ = ["Plan", "Settings", "Shard", "ShardInfo", "begin", "digests", "find_duplicates", "finish", "finished", "make_plan",
-           "write_shard"]
+__all__ = ["Plan", "Settings", "Shard", "ShardInfo", "begin", "digests", "find_duplicates", "finish", "finished",
+           "make_plan", "write_shard"]

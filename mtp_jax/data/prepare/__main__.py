@@ -3,7 +3,7 @@
     python -m mtp_jax.data.prepare --source=files --path="src/**/*.py" --output=prepared
 
 Stopped in any way, the same command goes on with what is not done. The result does not depend on that, nor on
---processes.
+--processes. What follows -- is for Apache Beam, which then runs it: -- --runner=DataflowRunner ... (docs/data.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -31,6 +32,7 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> NoReturn:
     """Runs the command."""
+    beam_options = _after_dashes()
     data = define_flags()
     data["tokenizer"] = flags.DEFINE_string("tokenizer", "bytes", "\"bytes\", or a file: Hugging Face's tokenizer.json "
                                             "or SentencePiece's .model.")
@@ -43,7 +45,8 @@ def main() -> NoReturn:
         values: dict[str, Any] = {name: flag.value for name, flag in data.items()}
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            write(DataConfig(**values | {"extensions": tuple(values["extensions"])}), output.value, processes.value)
+            write(DataConfig(**values | {"extensions": tuple(values["extensions"])}), output.value, processes.value,
+                  beam_options)
         except KeyboardInterrupt as stop:
             terminated = isinstance(stop, Terminated)
             commands.fail(f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}. {GO_ON}")
@@ -60,13 +63,14 @@ def main() -> NoReturn:
     commands.run(run, *data, "output", "processes")
 
 
-def write(config: DataConfig, output: str, processes: int | None) -> None:
+def write(config: DataConfig, output: str, processes: int | None, beam_options: Sequence[str] | None = None) -> None:
     """Prepares a corpus and says what came out.
 
     Args:
       config: of one source.
       output: folder to write.
       processes: that read and tokenize; None: one a core.
+      beam_options: for Apache Beam to run it; None: the processes of this machine do.
 
     Raises:
       ValueError: the source, the tokenizer or the folder cannot be used.
@@ -74,9 +78,12 @@ def write(config: DataConfig, output: str, processes: int | None) -> None:
     """
     from etils import epath
 
-    from mtp_jax.data.prepare import finished, local, make_plan
-    from mtp_jax.data.reading import Skipped
+    from mtp_jax.data.prepare import beam, finished, local, make_plan
 
+    if processes is not None and beam_options is not None:
+        raise ValueError(f"--processes={processes} is for this machine, and what follows -- for Apache Beam: give one.")
+    if beam_options is not None:
+        beam.quieten()
     folder = epath.Path(output).expanduser()
     start = time.perf_counter()
     plan = make_plan(config)
@@ -84,18 +91,16 @@ def write(config: DataConfig, output: str, processes: int | None) -> None:
     if before is None:
         print(f"{plan.size / 1e6:,.1f} MB in {len(plan.shards):,} shards -> {folder}", file=sys.stderr, flush=True)
     try:
-        manifest = local.prepare(plan, folder, processes=processes)
-    except local.WorkerDied as error:
+        manifest = (local.prepare(plan, folder, processes=processes) if beam_options is None else
+                    beam.prepare(plan, folder, options=beam_options))
+    except (local.WorkerDied, beam.PipelineFailed) as error:
         raise ValueError(str(error)) from error
     seconds = time.perf_counter() - start
     for name, split in manifest.splits.items():
         print(f"{name}: {split.groups:,} files or records, {split.documents:,} documents, {split.tokens:,} tokens, "
               f"{split.bytes / 1e6:,.2f} MB of text")
-    skipped = Skipped()
-    skipped.count.update(manifest.skipped)
-    skipped.example.update(manifest.skipped_example)
     if manifest.skipped:
-        print(f"left out: {skipped}")
+        print(manifest.left_out)
     print(f"{manifest.bytes / manifest.tokens:.3f} bytes a token" + (
         f"; {manifest.bytes / 1e6 / seconds:,.1f} MB of text a second" if before is None else
         f". {folder} was finished before: nothing was done."))
@@ -106,6 +111,16 @@ def write(config: DataConfig, output: str, processes: int | None) -> None:
         settings["tokenizer"] = config.tokenizer
     print("Train on it:\n    python -m experiments.code_bytes --workdir=runs/mine "
           + " ".join(shlex.quote(f"--config.data.{name}={value}") for name, value in settings.items()))
+
+
+def _after_dashes() -> list[str] | None:
+    """Takes -- and what follows it off the command line and returns what follows; None without --."""
+    if "--" not in sys.argv:
+        return None
+    place = sys.argv.index("--")
+    after = sys.argv[place + 1:]
+    del sys.argv[place:]
+    return after
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

@@ -74,8 +74,8 @@ def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
     Args:
       config: of one source; `tokenizer` is not read.
       vocab_size: ids in all, the bytes and the special tokens counted.
-      sample_bytes: train on so many bytes of randomly drawn documents at most, at least one; 0: on all. The counting
-        takes seconds per 10 MB, and beyond some hundred megabytes of like text the merges hardly change.
+      sample_bytes: train on so many bytes of randomly drawn documents at most, but on one at least; 0: on all. Two
+        cores take about a second for each 10 MB.
       progress: show progress bars.
 
     Raises:

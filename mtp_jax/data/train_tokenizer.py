@@ -52,7 +52,7 @@ def main() -> NoReturn:
     own: dict[str, flags.FlagHolder] = {
         "vocab_size": flags.DEFINE_integer("vocab_size", 4096, "Ids in all: 256 bytes, 3 special tokens, and merges."),
         "sample_bytes": flags.DEFINE_integer("sample_bytes", 0, "Train on so many bytes of randomly drawn documents; "
-                                             "0: on all. A few hundred million are enough."),
+                                             "0: on all."),
         "output": flags.DEFINE_string("output", "tokenizer.json", "File to write; may lie in a bucket."),
         "overwrite": flags.DEFINE_bool("overwrite", False, "Write over a file that exists."),
     }

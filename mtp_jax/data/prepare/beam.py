@@ -69,12 +69,12 @@ def prepare(plan: Plan, output: Any, *, options: Sequence[str] = ()) -> Manifest
     beam_options = PipelineOptions(list(options))
     standard = beam_options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
+    if "dataflow" in standard.runner.lower():
+        _check_reachable(plan, output)
     done = finished(plan, output)
     if done is not None:
         tidy(output)
         return done
-    if "dataflow" in standard.runner.lower():
-        _check_reachable(plan, output)
     with alone(output):
         shards = begin(plan, output)
         if shards:
@@ -120,7 +120,7 @@ def _build(pipeline: Any, plan: Plan, shards: Sequence[Shard], output: str) -> N
                    | "SpreadAll" >> beam.Reshuffle()
                    | "Digests" >> beam.FlatMap(_digests, settings)
                    | "Same" >> beam.GroupByKey()
-                   | "AllButTheFirst" >> beam.FlatMapTuple(_all_but_the_first))
+                   | "AllButTheFirst" >> beam.FlatMap(_all_but_the_first))
         grouped = {"shard": todo, "dropped": dropped} | "ByShard" >> beam.CoGroupByKey()
     grouped | "Write" >> beam.FlatMap(_write, settings, output)
 
@@ -142,10 +142,10 @@ def _digests(packed: bytes, settings: Settings) -> Iterator[tuple[bytes, Place]]
             yield joined[16 * place:16 * place + 16], (number, place, shard.index)
 
 
-def _all_but_the_first(digest: bytes, places: Any) -> Iterator[tuple[int, tuple[int, int]]]:
+def _all_but_the_first(same: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int, int]]]:
     """Yields (index of the shard, (number of the piece, place)) of documents whose content was there before."""
-    del digest
-    first = min(places)  # `places` may be larger than memory, and can be gone through again
+    places = same[1]  # may be larger than memory, and can be gone through again
+    first = min(places)
     for number, place, shard in places:
         if (number, place, shard) != first:
             yield shard, (number, place)
@@ -192,7 +192,7 @@ def _original(error: Exception) -> Exception:
         return error
     if isinstance(error, ValueError):
         return ValueError(text)
-    kind, _, message = re.split(r"^(?=(?:\w+\.)*\w+: )", text, flags=re.MULTILINE)[-1].partition(": ")
+    kind, _, message = re.split(r"^(?=\w*(?:Error|Exception): )", text, flags=re.MULTILINE)[-1].partition(": ")
     known = {"ValueError": ValueError, "OSError": OSError, "PermissionError": OSError}
     return known[kind](message) if kind in known else error
 

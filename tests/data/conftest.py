@@ -1,9 +1,16 @@
 """A small folder of text and its config, shared by the tests of data."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mtp_jax.config import DataConfig
+from mtp_jax.data.reading import Skipped, read_corpus
+
+EXCERPTS = pathlib.Path(__file__).parent / "excerpts"
 
 
 @pytest.fixture
@@ -33,3 +40,41 @@ def config(write_folder, text_files):
     """A config of 4 rows of 32 tokens a batch over `text_files`."""
     return DataConfig(source="files", path=write_folder(text_files), batch_size=4, seq_len=32, seed=3,
                       validation_fraction=0.25, validation_batches=3)
+
+
+@pytest.fixture
+def read_all():
+    """Returns a function that reads what a config names: {document's name: content}, in the order of reading."""
+    def read(skipped=None, takes_bytes=True, vocab_size=259, **fields):
+        skipped = Skipped() if skipped is None else skipped
+        texts = list(read_corpus(DataConfig(**fields), skipped, takes_bytes=takes_bytes, vocab_size=vocab_size))
+        assert len({text.name for text in texts}) == len(texts)
+        return {text.name: text.content for text in texts}
+
+    return read
+
+
+@pytest.fixture
+def excerpts():
+    """The folder of real files: gsm8k.jsonl, humaneval.jsonl.gz, shakespeare.txt, wikitext.txt."""
+    return EXCERPTS
+
+
+class Bucket(MemoryFileSystem):
+    """A bucket in memory; like the real ones it walks without the scheme."""
+
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + str(path).removeprefix("gs://").strip("/")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket where gs:// paths lead; `bucket.pipe(path, content)` writes a file."""
+    empty = type("EmptyBucket", (Bucket,), {"store": {}, "pseudo_dirs": [""]})
+    fs = empty(skip_instance_cache=True)
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: fs)
+    return fs

@@ -1,14 +1,14 @@
 """Which files a source finds, and what it says when it finds none."""
 
+import importlib.util
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 
 from mtp_jax.config import DataConfig
 from mtp_jax.data import Document, open_corpus, register_source, sources
@@ -66,20 +66,7 @@ def test_links_to_folders_broken_links_and_pipes_are_no_files(project):
     assert names(project) == sorted([*before, "link.py"])
 
 
-class Bucket(MemoryFileSystem):
-    """A bucket in memory; like the real ones it walks without the scheme."""
-
-    store: dict = {}
-    pseudo_dirs: list = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + str(path).removeprefix("gs://").strip("/")
-
-
-def test_a_bucket(monkeypatch):
-    bucket = Bucket()
-    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: bucket)
+def test_a_bucket(bucket):
     for name in ("a.py", "src/b.py", "src/c.txt", ".git/config"):
         bucket.pipe(f"gs://mine/corpus/{name}", f"text of {name}".encode())
     assert names("gs://mine/corpus") == ["a.py", "src/b.py", "src/c.txt"]
@@ -89,6 +76,102 @@ def test_a_bucket(monkeypatch):
     assert "text of src/b.py" in corpus.tokenizer.decode(tokens)
     with pytest.raises(ValueError, match=r"does not exist\. Did you mean \"gs://mine/corpus\"\?"):
         open_corpus(DataConfig(source="files", path="gs://mine/corpse"))
+
+
+@pytest.mark.parametrize("scheme, library", [("gs", "gcsfs"), ("s3", "s3fs"), ("az", "adlfs")])
+@pytest.mark.parametrize("source", ["files", "jsonl", "parquet", "array_record"])
+def test_a_bucket_without_its_library(source, scheme, library):
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    with pytest.raises(ValueError, match=rf"data\.path='{scheme}://mine/x\*' cannot be read \(.*install the library "
+                                         rf"that reads {scheme}:// paths, `pip install {library}`"):
+        open_corpus(DataConfig(source=source, path=f"{scheme}://mine/x*"))
+
+
+class Refused(Exception):
+    """Like gcsfs's HttpError: no OSError, and of another module."""
+
+
+@pytest.mark.parametrize("error", [OSError("Forbidden: mine"), PermissionError("Forbidden: mine"),
+                                   Refused("Forbidden: mine")])
+@pytest.mark.parametrize("path", ["gs://mine/corpus", "gs://mine/corpus/*.txt"])
+def test_a_bucket_that_refuses_is_not_called_missing(bucket, monkeypatch, path, error):
+    def refuse(self, path, **_):
+        raise error
+
+    bucket.pipe("gs://mine/corpus/a.txt", b"text")
+    monkeypatch.setattr(type(bucket), "info", refuse)
+    with pytest.raises(ValueError, match=r"data\.path='gs://mine/corpus.*' cannot be read \(Forbidden: mine\): check "
+                                         "the path.*log in with `gcloud auth application-default login`"):
+        open_corpus(DataConfig(source="files", path=path))
+
+
+def test_a_file_of_a_bucket_that_is_refused(bucket, monkeypatch):
+    def refuse(self, *_, **__):
+        raise Refused("401,\nAnonymous caller")
+
+    for name in "abc":
+        bucket.pipe(f"gs://mine/corpus/{name}.txt", b"text")
+    monkeypatch.setattr(type(bucket), "_open", refuse)
+    with pytest.raises(ValueError, match=r"data\.path='gs://mine/corpus': a\.txt cannot be read \(401, Anonymous "
+                                         r"caller\): check the path"):
+        open_corpus(DataConfig(source="files", path="gs://mine/corpus"))
+
+
+def test_an_error_of_the_program_keeps_its_traceback(bucket, monkeypatch):
+    def fail(self, *_, **__):
+        raise TypeError("a mistake")
+
+    bucket.pipe("gs://mine/corpus/a.txt", b"text")
+    monkeypatch.setattr(type(bucket), "_open", fail)
+    with pytest.raises(TypeError, match="a mistake"):
+        open_corpus(DataConfig(source="files", path="gs://mine/corpus"))
+
+
+def test_pieces_know_their_size_and_go_to_other_processes(project, bucket):
+    (pathlib.Path(project) / "src/c.py").write_text("longer text")
+    bucket.pipe("gs://mine/corpus/a.txt", b"text")
+    pieces = {piece.name: piece for piece in sources.find(DataConfig(source="files", path=project))}
+    assert {name: piece.size for name, piece in pieces.items()} == {
+        "a.py": 4, "b.txt": 4, "src/c.py": 11, "src/deep/er/d.py": 4, "x[1].py": 4}
+    (document,) = pickle.loads(pickle.dumps(pieces["src/c.py"])).documents()
+    assert document.read() == b"longer text"
+    (piece,) = sources.find(DataConfig(source="files", path="gs://mine"))
+    assert (piece.name, piece.size) == ("corpus/a.txt", 4)
+
+
+def test_extensions(project):
+    def names(**fields):
+        return sorted(piece.name for piece in sources.find(DataConfig(source="files", **fields)))
+
+    assert names(path=project, extensions=(".py",)) == ["a.py", "src/c.py", "src/deep/er/d.py", "x[1].py"]
+    assert names(path=f"{project}/*", extensions=(".txt", "].py")) == ["b.txt", "x[1].py"]
+    with pytest.raises(ValueError, match=r"data\.extensions=\('\.rs',\) leaves none of the 5 files of data\.path='.*', "
+                                         r"which end in \.py \(4\), \.txt \(1\)"):
+        names(path=project, extensions=(".rs",))
+
+
+@pytest.mark.parametrize("source, fields, remedy", [
+    ("stdlib", dict(field="content"), "leave it out"),
+    ("stdlib", dict(extensions=(".py",)), "leave it out"),
+    ("stdlib", dict(validation_path="x"), "data.validation_fraction"),
+    ("files", dict(path=".", field="content"), "leave it out"),
+    ("jsonl", dict(path=".", extensions=(".jsonl",)), "by a glob in data.path"),
+    ("parquet", dict(path=".", extensions=(".parquet",)), "by a glob in data.path"),
+    ("array_record", dict(path=".", extensions=(".x",)), "by a glob in data.path"),
+    ("tfds", dict(path="lm1b", extensions=(".x",)), "by a glob in data.path"),
+])
+def test_a_field_that_a_source_does_not_read_is_refused(source, fields, remedy):
+    name = list(fields)[-1]
+    with pytest.raises(ValueError, match=rf"data\.{name}=.* is not read by data\.source='{source}': .*{remedy}"):
+        sources.find(DataConfig(source=source, **fields))
+
+
+@pytest.mark.parametrize("source, ending", [("jsonl", r"\.jsonl, .*\.zst"), ("parquet", r"\.parquet, \.pq"),
+                                            ("array_record", r"\.array_record, \.arrayrecord")])
+def test_a_folder_of_other_files(project, source, ending):
+    with pytest.raises(ValueError, match=rf"a folder without files that end in {ending}; those there end in \.py"):
+        open_corpus(DataConfig(source=source, path=project))
 
 
 def test_stdlib_is_code_without_tests():

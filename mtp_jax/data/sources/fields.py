@@ -37,11 +37,11 @@ def names_of(record: Mapping[str, Any], prefix: str = "") -> list[str]:
 def missing(config: DataConfig, place: str, names: Sequence[str]) -> ValueError:
     """Returns the error of a record, or a file of records, that has other fields than `config.field`."""
     shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
-    return ValueError(f"data.field={config.field!r} is not in {place}, which has {shown or 'no field'}."
+    return ValueError(f"{place} has no data.field={config.field!r}, but {shown or 'no field at all'}."
                       f"{nearest(config.field, names)} Set data.field to the one that holds the text.")
 
 
 def no_string(config: DataConfig, place: str, kind: str) -> ValueError:
     """Returns the error of a field that holds something else than text."""
-    return ValueError(f"data.field={config.field!r} of {place} is {kind}, not a string: set data.field to a field that "
+    return ValueError(f"{place} has {kind}, no string, as data.field={config.field!r}: set data.field to one that "
                       "holds text.")

@@ -154,7 +154,7 @@ def _place(file: File, offset: int, config: DataConfig) -> str:
         while left > 0 and (block := lines.read(min(left, 1 << 20))):
             number += block.count(b"\n")
             left -= len(block)
-    return f"{where(config)}: {file.name}, line {number:,},"
+    return f"{where(config)}: {file.name}, line {number:,}"
 
 
 def _kind(value: Any) -> str:

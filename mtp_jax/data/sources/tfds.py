@@ -132,9 +132,9 @@ def _prepared(path: pathlib.Path) -> list[str]:
 
 def _check_field(features: Any, config: DataConfig) -> None:
     """Raises ValueError unless the feature exists and is one string."""
-    place = f"the examples of {where(config)}"
+    place = f"An example of {where(config)}"
     if not isinstance(features, Mapping):
-        raise no_string(config, place, f"no field of a dictionary, for an example is {features}")
+        raise no_string(config, place, f"{features}, no fields")
     try:
         feature = look_up(features, config.field)
     except KeyError:

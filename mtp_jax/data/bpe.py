@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.reading import Skipped, read_corpus, where
+from mtp_jax.data.reading import Skipped, content_bytes, held_out, read_corpus, where
 from mtp_jax.data.split import shuffled_names, split_groups
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.data.tokenizer_files import HuggingFaceTokenizer
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1 and 2
 SMALLEST = 256 + len(SPECIAL)
+HELD_OUT = "validation:"  # before the groups of what data.validation_path holds
 MEASURED_BYTES = 20_000_000  # held-out text that the measurement reads, at most
 
 
@@ -90,19 +91,22 @@ def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
     if sample_bytes < 0:
         raise ValueError(f"sample_bytes={sample_bytes} must be at least 0, which stands for all.")
     sizes, skipped = _sizes(config, progress)
-    training, held_out_groups = _split(config, sizes, sample_bytes)
+    training, held = _split(config, sizes, sample_bytes)
     counts = {"train": 0, "validation": 0}
     num_bytes = {"train": 0, "validation": 0}
-    held_out: list[bytes] = []
+    measured: list[bytes] = []
 
     def texts() -> Iterator[str]:
-        for split, text in _texts(config, training, held_out_groups):
+        for group, text in _texts(config, Skipped()):
+            if group not in training and group not in held:
+                continue  # was not drawn
+            split = "train" if group in training else "validation"
             counts[split] += 1
             num_bytes[split] += len(text)
             if split == "train":
                 yield text.decode("utf-8")
-            elif num_bytes[split] <= MEASURED_BYTES or not held_out:
-                held_out.append(text)
+            elif num_bytes[split] <= MEASURED_BYTES or not measured:
+                measured.append(text)
 
     model = Model(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -118,7 +122,7 @@ def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
     data = model.to_str(pretty=True).encode()
     tokenizer = HuggingFaceTokenizer(data)
     return TrainedTokenizer(data=data, tokenizer=tokenizer, num_documents=counts, num_bytes=num_bytes,
-                            skipped=str(skipped), held_out=measure(tokenizer, held_out))
+                            skipped=str(skipped), held_out=measure(tokenizer, measured))
 
 
 def measure(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Measured:
@@ -139,7 +143,7 @@ def _sizes(config: DataConfig, progress: bool) -> tuple[dict[str, int], Skipped]
 
     sizes: dict[str, int] = {}
     skipped = Skipped()
-    for group, text in tqdm(_bytes_only(config, skipped), desc="Reading", unit=" documents", disable=not progress):
+    for group, text in tqdm(_texts(config, skipped), desc="Reading", unit=" documents", disable=not progress):
         sizes[group] = sizes.get(group, 0) + len(text)
     if not sizes:
         raise ValueError(f"{where(config)} holds no text{f' ({skipped})' if skipped.count else ''}: name a corpus of "
@@ -154,14 +158,18 @@ def _split(config: DataConfig, sizes: dict[str, int], sample_bytes: int) -> tupl
       ValueError: there is one group only, so that none can be held out.
     """
     if config.validation_path:
-        training, held_out = frozenset(sizes), frozenset[str]()
+        held = frozenset(group for group in sizes if group.startswith(HELD_OUT))
+        training = frozenset(sizes) - held
+        if not training:
+            raise ValueError(f"{where(config)} holds no text, only validation_path={config.validation_path!r} does: "
+                             "name text to train on.")
     elif len(sizes) < 2:
         raise ValueError(f"{where(config)} holds one file of text only ({next(iter(sizes))}), but two are needed, one "
                          "to train on and one to hold out: add a file, cut this one in two, or set validation_path.")
     else:
-        training, held_out = split_groups(sorted(sizes), fraction=config.validation_fraction, seed=config.seed)
+        training, held = split_groups(sorted(sizes), fraction=config.validation_fraction, seed=config.seed)
     if not sample_bytes:
-        return training, held_out
+        return training, held
     drawn: list[str] = []
     total = 0
     for group in shuffled_names(training, seed=config.seed, purpose="tokenizer"):
@@ -169,32 +177,20 @@ def _split(config: DataConfig, sizes: dict[str, int], sample_bytes: int) -> tupl
             break
         drawn.append(group)
         total += sizes[group]
-    return frozenset(drawn), held_out
+    return frozenset(drawn), held
 
 
-def _texts(config: DataConfig, training: frozenset[str], held_out: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-    """Yields ("train" or "validation", text) of the corpus; documents that were not drawn are left out.
+def _texts(config: DataConfig, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
+    """Yields the group and the text of each document, those of `config.validation_path` first.
 
-    Raises:
-      ValueError: the corpus cannot be read.
-    """
-    for group, text in _bytes_only(config, Skipped()):
-        if group in training:
-            yield "train", text
-        elif group in held_out:
-            yield "validation", text
-    if config.validation_path:
-        apart = dataclasses.replace(config, path=config.validation_path, validation_path="")
-        yield from (("validation", text) for _, text in _bytes_only(apart, Skipped()))
-
-
-def _bytes_only(config: DataConfig, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
-    """Yields the group and the text of each document of a source.
+    In this order a document that is on both sides stays held out, where duplicates are dropped.
 
     Raises:
-      ValueError: one is ids already, or cannot be read.
+      ValueError: the corpus cannot be read, or is tokenized already.
     """
-    for text in read_corpus(config, skipped, takes_bytes=False):
-        if not isinstance(text.content, bytes):
-            raise ValueError(f"{where(config)} holds ids and no text ({text.name}): a tokenizer is trained on text.")
-        yield text.group, text.content
+    seen: set[bytes] = set()
+    other = held_out(config)
+    for part, before in ((other, HELD_OUT), (config, "")):
+        if part is not None:
+            for text in read_corpus(part, skipped, takes_bytes=False, seen=seen):
+                yield before + text.group, content_bytes(text.content)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.config import nearest
-from mtp_jax.data.sources.paths import nearest_sibling
+from mtp_jax.data.sources.paths import comes_from_storage, is_remote, nearest_sibling, remedy
 from mtp_jax.data.tokenizer import TOKENIZERS, Tokenizer, ids_dtype
 
 # Looked for among the added tokens of a tokenizer.json, in this order, where no tokenizer_config.json names others.
@@ -61,9 +61,12 @@ def read_tokenizer(name: str) -> Tokenizer:
         return HuggingFaceTokenizer(path.read_bytes(), _named(beside.read_bytes()) if beside.exists() else {})
     except ValueError as error:
         raise ValueError(f"data.tokenizer={name!r} {error}") from error
-    except Exception as error:  # a bucket's library raises errors of its own, such as for credentials that are missing
-        raise ValueError(f"data.tokenizer={name!r} cannot be read ({getattr(error, 'strerror', None) or error}): make "
-                         "it readable for this user, or copy it to this machine.") from error
+    except Exception as error:
+        if not comes_from_storage(name, error):
+            raise
+        what = remedy(name, error) if is_remote(name) else "make it readable for this user"
+        raise ValueError(f"data.tokenizer={name!r} cannot be read ({getattr(error, 'strerror', None) or error}): "
+                         f"{what}.") from error
 
 
 def text_of(data: str | bytes) -> str:
@@ -87,7 +90,7 @@ class SpecialIds:
     eos: int | None
     pad: int | None
 
-    def completed(self, remedy: str) -> tuple[int, int, int]:
+    def completed(self, advice: str) -> tuple[int, int, int]:
         """Returns BOS, EOS and PAD, one of BOS and EOS standing in for the other, and EOS for PAD.
 
         Padding is no segment and in no target, so that an id with another use does no harm there.
@@ -97,7 +100,7 @@ class SpecialIds:
         """
         eos = self.bos if self.eos is None else self.eos
         if eos is None:
-            raise ValueError(f"has neither a BOS nor an EOS token, which separate documents: {remedy}")
+            raise ValueError(f"has neither a BOS nor an EOS token, which separate documents: {advice}")
         return eos if self.bos is None else self.bos, eos, eos if self.pad is None else self.pad
 
 

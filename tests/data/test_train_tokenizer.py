@@ -74,6 +74,13 @@ def test_a_folder_of_its_own_is_held_out(config, write_folder):
     trained = train_bpe(dataclasses.replace(config, validation_path=other), vocab_size=300)
     assert trained.num_documents == {"train": 12, "validation": 1}
     assert trained.held_out.num_bytes == 90 and trained.held_out.num_tokens == 90  # nothing of it was learned
+    (pathlib.Path(other) / "copy.txt").write_bytes((pathlib.Path(config.path) / "00.txt").read_bytes())
+    without = dataclasses.replace(config, validation_path=other, drop_duplicates=True)
+    assert train_bpe(without, vocab_size=300).num_documents == {"train": 11, "validation": 2}
+    (pathlib.Path(other) / "z.txt").write_bytes(b"\0")
+    copies = write_folder({"00.txt": (pathlib.Path(config.path) / "00.txt").read_bytes()}, folder="copies")
+    with pytest.raises(ValueError, match="holds no text, only validation_path"):
+        train_bpe(dataclasses.replace(without, path=copies), vocab_size=300)
 
 
 def test_a_sample_is_drawn_from_the_training_documents(config):
@@ -126,7 +133,7 @@ def test_a_corpus_that_cannot_be_used_is_refused(write_folder, files, message):
 
 def test_ids_are_no_text(config, monkeypatch):
     monkeypatch.setitem(SOURCES, "ids", lambda config: [Document("a", "a", lambda: np.arange(3))])
-    with pytest.raises(ValueError, match="holds ids and no text"):
+    with pytest.raises(ValueError, match="holds token ids, but text is needed"):
         train_bpe(DataConfig(source="ids"), vocab_size=300)
 
 

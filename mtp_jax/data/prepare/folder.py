@@ -141,14 +141,14 @@ def _join(name: str, infos: Sequence[ShardInfo], folder: Any, skipped: Skipped, 
     longest, end = 0, 0
     index = f"{name}.index"
     with replacing(folder / index) as path, path.open("wb") as file:
-        np.zeros(1, "<i8").tofile(file)
+        file.write(np.zeros(1, "<i8").tobytes())
         for shard, _ in parts:
             lengths = np.frombuffer((folder / WORK / lengths_file(name, shard)).read_bytes(), "<u4")
             bounds = end + np.cumsum(lengths, dtype="<i8")
-            bounds.tofile(file)
+            file.write(bounds.tobytes())  # tofile() would not say that a disk is full
             longest, end = max(longest, int(lengths.max())), int(bounds[-1])
         file.flush()
-        np.ascontiguousarray(np.memmap(path, "<i8", "r")[::INDEX_STEP]).tofile(file)
+        file.write(np.memmap(path, "<i8", "r")[::INDEX_STEP].tobytes())
     if name == "train" and longest < 4:  # of BOS, EOS and one token nothing can be learned
         left_out = f"; {skipped}" if skipped.count else ""
         raise ValueError(f"{where(config)} holds no document longer than one token to train on ({documents} "

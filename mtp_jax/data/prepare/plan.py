@@ -14,7 +14,7 @@ from typing import Any
 
 from mtp_jax.config import DataConfig
 from mtp_jax.data.manifest import FORMAT
-from mtp_jax.data.reading import find_pieces, where
+from mtp_jax.data.reading import find_pieces, held_out, where
 from mtp_jax.data.sources import Piece
 from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import build_tokenizer
@@ -125,9 +125,9 @@ def make_plan(config: DataConfig, *, min_shard_bytes: int = MIN_SHARD_BYTES,
     config.validate(num_heads=0)
     tokenizer = build_tokenizer(config)
     pieces = {"": find_pieces(config)}
-    if config.validation_path:
-        held_out = find_pieces(dataclasses.replace(config, path=config.validation_path))
-        pieces = {"validation": held_out, "train": pieces[""]}
+    other = held_out(config)
+    if other:
+        pieces = {"validation": find_pieces(other), "train": pieces[""]}
     if not any(pieces.values()):
         raise ValueError(f"{where(config)} is empty: name a corpus of text.")
     numbered: dict[str, list[NumberedPiece]] = {}

@@ -20,7 +20,7 @@ import numpy as np
 from mtp_jax.config import DataConfig
 from mtp_jax.data.manifest import RECORD_TOKENS, SPLITS, ShardFile
 from mtp_jax.data.prepare.plan import NumberedPiece, Settings, Shard
-from mtp_jax.data.reading import Skipped, Text, read_piece, where
+from mtp_jax.data.reading import Skipped, Text, read_piece
 from mtp_jax.data.split import is_held_out, name_digest
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
 
@@ -275,23 +275,14 @@ class _Stream:
         return tokens, (lengths[order] + 2).astype("<u4")
 
     def _tokenize(self) -> None:
-        """Tokenizes what waits.
-
-        Raises:
-          ValueError: the source gave ids that the tokenizer does not have.
-        """
+        """Tokenizes what waits."""
         if not self._waiting:
             return
         texts = [text.content for text in self._waiting if isinstance(text.content, bytes)]
         encoded = iter(self._tokenizer.encode_batch(texts))
-        limit = self._tokenizer.vocab_size
         tokens = []
         for text in self._waiting:
             ids = next(encoded) if isinstance(text.content, bytes) else text.content
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < limit:
-                raise ValueError(f"{where(self._config)}: {text.name} has the ids {ids.min()} to {ids.max()}, but "
-                                 f"data.tokenizer={self._config.tokenizer!r} has {limit:,}, from 0: name the tokenizer "
-                                 "that the ids were made with.")
             self._lengths.append(len(ids))
             tokens.append(ids.astype(token_dtype(self._tokenizer)))
         self._tokens.append(np.concatenate(tokens))  # many small arrays would take more memory than their content
@@ -303,7 +294,8 @@ def _reported(piece: NumberedPiece, config: DataConfig, skipped: Skipped, tokeni
               report: Report) -> Iterator[Text]:
     """Yields the documents of a piece and reports, as they are taken, `piece.size` bytes in all."""
     done = 0
-    for text in read_piece(piece.piece, config, skipped, takes_bytes=tokenizer.takes_bytes):
+    for text in read_piece(piece.piece, config, skipped, takes_bytes=tokenizer.takes_bytes,
+                           vocab_size=tokenizer.vocab_size):
         yield text
         step = min(len(text.content) if isinstance(text.content, bytes) else text.content.nbytes, piece.size - done)
         done += step

@@ -79,9 +79,11 @@ def continue_prompt(workdir: epath.Path, temperature: float) -> tuple[int, str, 
     sections = {name: fields for name, fields in stored.items() if isinstance(fields, dict)}
     config = configs.from_dict(sections)
     tokenizer = build_tokenizer(config.data)
-    prompt = "def __init__(self" if config.data.source == "stdlib" else ""  # of a folder we know nothing: begin a file
+    is_code = config.data.source == "stdlib" and not config.data.mixture  # of others we know nothing: begin a file
+    prompt = "def __init__(self" if is_code else ""
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt.encode())]
     source = load_params(workdir)
-    ids = sample(ModelSpec.create(config.model), source.params, [tokenizer.bos_id, *tokenizer.encode(prompt.encode())],
-                 max_new_tokens=SAMPLE_TOKENS, window=config.data.seq_len, temperature=temperature,
-                 stop=tokenizer.eos_id)
-    return source.step, prompt, tokenizer.decode(ids)
+    ids = sample(ModelSpec.create(config.model), source.params, prompt_ids, max_new_tokens=SAMPLE_TOKENS,
+                 window=config.data.seq_len, temperature=temperature, stop=tokenizer.eos_id)
+    text = tokenizer.decode([*prompt_ids, *ids])  # as a whole: some tokenizers drop the space that a text begins with
+    return source.step, prompt, text.removeprefix(tokenizer.decode(prompt_ids))

@@ -1,5 +1,11 @@
-"""The table of a report: bits for bytes, nats else, heads that rest, and runs without a validation."""
+"""The table of a report: bits for bytes, nats else, heads that rest, runs without a validation; and the sample."""
 
+import json
+import types
+
+from etils import epath
+
+from mtp_jax.analysis import report
 from mtp_jax.analysis.report import losses
 
 LAST = {"step": 8, "split": "validation", "head_loss": [0.6931471805599453, None], "head_accuracy": [0.5, None],
@@ -23,3 +29,29 @@ def test_tokens_that_are_no_bytes_are_told_in_nats():
 
 def test_a_run_without_validation_says_when_it_comes():
     assert "train.validate_every" in losses([{"split": "train", "step": 1}])[0]
+
+
+def test_a_sample_keeps_the_space_that_its_tokenizer_drops_at_the_start_of_a_text(tmp_path, monkeypatch):
+    from sentencepiece import SentencePieceTrainer
+
+    from mtp_jax import checkpoints, config, decoding
+    from mtp_jax.data import build_tokenizer
+
+    SentencePieceTrainer.train(sentence_iterator=iter(["def __init__(self and more", "more and self"] * 20),
+                               model_prefix=str(tmp_path / "sp"), vocab_size=40, minloglevel=2,
+                               hard_vocab_limit=False)
+    fields = {"data": {"tokenizer": str(tmp_path / "sp.model"), "source": "stdlib"}, "model": {"vocab_size": 40}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    tokenizer = build_tokenizer(config.DataConfig(tokenizer=str(tmp_path / "sp.model")))
+    new = tokenizer.encode("more").tolist()
+    prompts = []
+
+    def sample(spec, params, prompt, **kwargs):
+        prompts.append([int(index) for index in prompt])
+        return new
+
+    monkeypatch.setattr(checkpoints, "load_params", lambda workdir: types.SimpleNamespace(step=7, params={}))
+    monkeypatch.setattr(decoding, "sample", sample)
+    assert tokenizer.decode(new) == "more"
+    assert report.continue_prompt(epath.Path(tmp_path), 0.8) == (7, "def __init__(self", " more")
+    assert prompts == [[tokenizer.bos_id, *tokenizer.encode("def __init__(self").tolist()]]

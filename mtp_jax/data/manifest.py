@@ -130,7 +130,7 @@ def read_manifest(folder: Any) -> Manifest | None:
         splits = {name: SplitFiles(**{**split, "shards": tuple(ShardFile(**shard) for shard in split["shards"])})
                   for name, split in content["splits"].items()}
         return Manifest(**{**content, "splits": splits})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the manifest of a prepared corpus ({type(error).__name__}: {error}): prepare "

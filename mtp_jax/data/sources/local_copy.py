@@ -53,5 +53,6 @@ def local_copy(path: Any) -> pathlib.Path:
             raise ValueError(f"{os.fspath(source)} cannot be copied to {folder} ({error.strerror or error}): free some "
                              "space, or set XDG_CACHE_HOME to a folder on another disk.") from error
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                partial.unlink()
     return target

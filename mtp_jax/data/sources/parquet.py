@@ -11,7 +11,7 @@ from typing import Any
 from mtp_jax.config import DataConfig
 from mtp_jax.data.sources.base import Document, Piece, register_source, where
 from mtp_jax.data.sources.fields import missing, no_string
-from mtp_jax.data.sources.paths import File, find_files, open_binary, refuse
+from mtp_jax.data.sources.paths import File, find_files, is_remote, open_binary, refuse
 
 PIECE_BYTES = 32 * 1024**2  # of the column, decompressed; row groups below it share a piece
 ROWS = 1024  # read at a time
@@ -86,9 +86,11 @@ def _open(file: File, config: DataConfig) -> Iterator[Any]:
     with open_binary(file.path) as raw:
         try:
             yield pq.ParquetFile(raw)
-        except pa.ArrowException as error:
-            raise ValueError(f"{where(config)}: {file.name} is no Parquet file, cut short, or damaged ({error}): fetch "
-                             "it again, or take it out.") from error
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or is_remote(file.path)):
+                raise  # of the file system; of damage pyarrow makes an OSError without a number
+            raise ValueError(f"{where(config)}: {file.name} is no Parquet file, cut short, or damaged "
+                             f"({' '.join(str(error).split())}): fetch it again, or take it out.") from error
 
 
 def _check_column(schema: Any, file: File, config: DataConfig) -> None:

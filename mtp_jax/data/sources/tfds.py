@@ -133,11 +133,23 @@ def _prepared(path: pathlib.Path) -> list[str]:
 def _check_field(features: Any, config: DataConfig) -> None:
     """Raises ValueError unless the feature exists and is one string."""
     place = f"An example of {where(config)}"
-    if not isinstance(features, Mapping):
-        raise no_string(config, place, f"{features}, no fields")
+    fields = _plain(features)
+    if not isinstance(fields, Mapping):
+        raise no_string(config, place, f"{features} without fields")
     try:
-        feature = look_up(features, config.field)
+        feature = look_up(fields, config.field)
     except KeyError:
-        raise missing(config, place, names_of(features)) from None
-    if isinstance(feature, Mapping) or tuple(feature.shape) or np.dtype(feature.np_dtype).kind != "O":
+        raise missing(config, place, names_of(fields)) from None
+    if isinstance(feature, Mapping):
+        raise no_string(config, place, f"the fields {sorted(feature)}")
+    if tuple(feature.shape or ()) or np.dtype(feature.np_dtype).kind != "O":
         raise no_string(config, place, str(feature))
+
+
+def _plain(feature: Any) -> Any:
+    """Returns a dictionary of features as a plain one, and another feature as it is."""
+    from tensorflow_datasets import features
+
+    if isinstance(feature, features.FeaturesDict):
+        return {name: _plain(inner) for name, inner in feature.items()}
+    return feature

@@ -54,7 +54,9 @@ def read_tokenizer(name: str) -> Tokenizer:
         if path.suffix not in (".json", ".model"):
             raise ValueError(_unknown(name, path))
         if not path.exists():
-            raise ValueError(f"does not exist.{nearest_sibling(path)} Set it to \"bytes\" or to the path of {KINDS}.")
+            raise ValueError(f"does not exist.{nearest_sibling(path)} Set it to \"bytes\" or to the path of {KINDS}; "
+                             "one of your corpus is made by: python -m mtp_jax.data.train_tokenizer --source=SOURCE "
+                             f"--vocab_size=4096 --output={name}")
         if path.suffix == ".model":
             return SentencePieceTokenizer(path.read_bytes())
         beside = path.parent / "tokenizer_config.json"

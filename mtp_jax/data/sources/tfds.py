@@ -139,7 +139,7 @@ def _check_field(features: Any, config: DataConfig) -> None:
     try:
         feature = look_up(fields, config.field)
     except KeyError:
-        raise missing(config, place, names_of(fields)) from None
+        raise missing(config, place, sorted(names_of(fields))) from None
     if isinstance(feature, Mapping):
         raise no_string(config, place, f"the fields {sorted(feature)}")
     if tuple(feature.shape or ()) or np.dtype(feature.np_dtype).kind != "O":

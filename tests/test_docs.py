@@ -227,7 +227,8 @@ def test_every_tag_of_tensorboard_is_named():
     records = [Record(split="train", **number, tokens_per_second=1.0, tflops_per_device=1.0, mfu=1.0,
                       learning_rate=1.0, grad_norm=1.0, head_weights=[1.0]),
                Record(split="validation", **number, head_agreement=[1.0], expected_accepted_length=1.0,
-                      validation_bits_per_byte=[1.0])]
+                      validation_bits_per_byte=[1.0], sources={"NAME": dict(
+                          head_loss=[1.0], head_accuracy=[1.0], validation_bits_per_byte=[1.0])})]
     tags = {tag for record in records for tag, _ in scalars(to_json(record))}
     assert set(re.findall(r"`((?:train|validation)/[\w/]+)`", METRICS)) == tags
 

@@ -43,6 +43,13 @@ def curve(records: Sequence[dict[str, Any]], *, split: str, head: int) -> tuple[
     return [step for step, _ in points], [loss for _, loss in points]
 
 
+def curve_of_source(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Returns the steps and validation losses (nats per token) of head 1 on one source of a mixture."""
+    parts = [{"step": record["step"], "split": "validation", **record["sources"][name]} for record in records
+             if name in record.get("sources", {})]
+    return curve(parts, split="validation", head=1)
+
+
 def smooth(values: Sequence[float], *, points: int = SMOOTH_POINTS) -> list[float]:
     """Returns running means over a window that leaves about `points` independent values; short series are unchanged."""
     half = len(values) // points // 2
@@ -59,6 +66,8 @@ def smooth(values: Sequence[float], *, points: int = SMOOTH_POINTS) -> list[floa
 
 def plot_loss(workdir: epath.PathLike, *, title: str = "") -> epath.Path:
     """Draws one curve a head, training thin and validation with markers, and saves it in the workdir.
+
+    Of a mixture, the validation loss of head 1 on each source is drawn, too, in grey.
 
     Args:
       workdir: folder of a run, local or in a bucket.
@@ -104,6 +113,12 @@ def _figure(records: Sequence[dict[str, Any]], *, bytes_: bool, title: str):
         axes.plot(tested, validation, color=color, linewidth=2.0, marker="o", markersize=4.5, zorder=3,
                   label=f"head {head}: {last}")
         shown += losses[len(losses) // 20:] + validation
+    for number, name in enumerate(dict.fromkeys(name for record in records for name in record.get("sources", {}))):
+        tested, losses = curve_of_source(records, name)
+        losses = [loss / unit for loss in losses]
+        axes.plot(tested, losses, color="0.3", linewidth=1.0, linestyle=("--", ":", "-.")[number % 3],
+                  label=f"{name}, head 1: {losses[-1]:.2f}" if losses else f"{name}, head 1: none")
+        shown += losses
     axes.plot([], [], color="0.4", linewidth=1.0, alpha=0.55, label="training")
     axes.plot([], [], color="0.4", linewidth=2.0, marker="o", markersize=4.5, label="validation")
     _frame(axes, shown)

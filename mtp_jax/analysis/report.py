@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -64,6 +65,21 @@ def losses(records: list[dict[str, Any]]) -> list[str]:
     if length is not None:
         lines.append(f"    Drafting with all heads would yield about {length:.2f} tokens a forward (estimated on the "
                      "held-out text).")
+    return lines + of_sources(last.get("sources", {}), in_bytes=in_bytes)
+
+
+def of_sources(sources: Mapping[str, Mapping[str, Any]], *, in_bytes: bool) -> list[str]:
+    """Returns a table of the loss of each head, one line a source of a mixture; no line without a mixture."""
+    if not sources:
+        return []
+    width = max(6, *map(len, sources))
+    num_heads = len(next(iter(sources.values()))["head_loss"])
+    lines = ["", f"By source, {'bits/byte' if in_bytes else 'nats/token'}:", f"    {'source':{width}}" + "".join(
+        f"   {f'head {k}':>7}" for k in range(1, num_heads + 1))]
+    for name, fields in sources.items():
+        values = ["rests" if loss is None else f"{loss / math.log(2) if in_bytes else loss:.3f}"
+                  for loss in fields["head_loss"]]
+        lines.append(f"    {name:{width}}" + "".join(f"   {value:>7}" for value in values))
     return lines
 
 

@@ -17,6 +17,7 @@ from mtp_jax.config.conversion import (
     from_dict,
     to_config_dict,
     to_dict,
+    with_defaults,
 )
 from mtp_jax.config.data import DataConfig, MixtureConfig
 from mtp_jax.config.sections import (
@@ -35,4 +36,5 @@ from mtp_jax.config.sections import (
 __all__ = ["CheckpointConfig", "ComputeConfig", "Config", "DataConfig", "FREE_ON_RESUME", "InitFromConfig",
            "LoggingConfig", "MixtureConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig", "ParallelConfig",
            "TrainConfig", "check_choice", "check_positive", "check_seed", "default_config", "differences", "dumps",
-           "flatten", "free_on_resume", "from_config_dict", "from_dict", "nearest", "to_config_dict", "to_dict"]
+           "flatten", "free_on_resume", "from_config_dict", "from_dict", "nearest", "to_config_dict", "to_dict",
+           "with_defaults"]

@@ -36,6 +36,21 @@ def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]
             if before.get(name) != after.get(name)}
 
 
+def with_defaults(values: Mapping[str, Any], cls: Any = Config) -> dict[str, Any]:
+    """Returns the dict of an older config.json with the fields that it lacks, in entries of lists too, as defaults."""
+    hints, found = typing.get_type_hints(cls), dict(values)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        entry = next((inner for inner in typing.get_args(hint) if dataclasses.is_dataclass(inner)), None)
+        if dataclasses.is_dataclass(hint):
+            found[field.name] = with_defaults(values.get(field.name, {}), hint)
+        elif entry is not None:
+            found[field.name] = tuple(with_defaults(part, entry) for part in values.get(field.name, ()))
+        elif field.default is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default)
+    return found
+
+
 def free_on_resume(name: str) -> bool:
     """Tells whether the dotted field `name` may change when a workdir is resumed."""
     return name in FREE_ON_RESUME or name.split(".")[0] in FREE_ON_RESUME

@@ -88,9 +88,21 @@ class Corpus:
         check_choice("split", split, SPLITS)
         return sum(len(part.rows[split]) for part in self.parts.values())
 
-    def summary(self) -> str:
-        """Returns one plain line a part on what the corpus holds."""
-        return "\n".join(self._summary(part) for part in self.parts.values())
+    def summary(self, num_steps: int | None = None) -> str:
+        """Returns one plain line a part on what the corpus holds, and of a mixture what a run reads of each part.
+
+        Args:
+          num_steps: batches of the run; None leaves out what it reads.
+        """
+        lines = {name: self._summary(part) for name, part in self.parts.items()}
+        if self.config.mixture and num_steps is not None:
+            counts, limits = self.mixture.counts(num_steps * self.config.batch_size), self.mixture.epochs
+            for name, count in counts.items():
+                share = count / max(sum(counts.values()), 1)
+                lines[name] += (f"; {share:.3g} of this run's rows: {count:,}, "
+                                f"{count / len(self.parts[name].rows['train']):.3g} epochs"
+                                + (f" of at most {limits[name]:g}" if name in limits else ""))
+        return "\n".join(lines.values())
 
     @property
     def mixture(self) -> Mixture:

@@ -39,10 +39,11 @@ class Record:
     head_agreement: Sequence[float | None] | None = None  # [N] share agreeing with head 1's own prediction
     expected_accepted_length: float | None = None  # tokens a self-speculative step would emit
     validation_bits_per_byte: Sequence[float | None] | None = None  # [N] where tokens are bytes
+    sources: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None  # of a mixture: {name: {field: [N]}}
 
 
 _OPTIONAL = ("tflops_per_device", "head_weights", "head_agreement", "expected_accepted_length",
-             "validation_bits_per_byte")
+             "validation_bits_per_byte", "sources")
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -56,7 +57,9 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Returns a float or a list of them, with None for what is None or not finite."""
+    """Returns a float, or a list or mapping of them, with None for what is None or not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
     if value is None or isinstance(value, float):
         return value if value is not None and math.isfinite(value) else None
     if getattr(value, "ndim", 0) or isinstance(value, (list, tuple)):
@@ -259,7 +262,9 @@ class RunLog:
 def scalars(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the TensorBoard tags and values of a line, such as ("train/head_loss/1", 1.5); None is left out."""
     split, found = values["split"], []
-    for name, value in values.items():
+    named = {f"{source}/{name}": value for source, fields in values.get("sources", {}).items()
+             for name, value in fields.items()}
+    for name, value in {**values, **named}.items():
         if isinstance(value, list):
             found += [(f"{split}/{name}/{head}", v) for head, v in enumerate(value, 1) if v is not None]
         elif isinstance(value, float):

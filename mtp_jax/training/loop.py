@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import math
+import operator
 import time
 from typing import Any
 
@@ -139,7 +140,7 @@ class Run:
                       f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
         validation = next(iter(self.corpus.validation_batches(jax.process_index(), jax.process_count()).values()))
         sums = self.program.validation_step(state.params, np.int32(2), self.program.put(validation[0]))
-        record = validation_record(2, self, jax.device_get(sums))
+        record = validation_record(2, self, {"": jax.device_get(sums)})
         print(f"validation on one batch: loss {record.loss:.4f}\nDry run: nothing was written to {self.workdir}.")
         return signals.DONE
 
@@ -216,12 +217,11 @@ class _Loop:
             self.progress.show(record)
 
     def validate(self, state: TrainState, step: int) -> None:
-        """Runs over the held-out batches and logs the means."""
-        totals = None
-        for batch in itertools.chain.from_iterable(self.validation.values()):
-            sums = self.program.validation_step(state.params, np.int32(step), self.program.put(batch))
-            totals = sums if totals is None else jax.tree.map(jax.numpy.add, totals, sums)
-        record = validation_record(step, self.run_, jax.device_get(totals))
+        """Runs over the held-out batches of each source and logs the means."""
+        parts = {name: functools.reduce(_add, (
+            self.program.validation_step(state.params, np.int32(step), self.program.put(batch)) for batch in batches))
+            for name, batches in self.validation.items()}
+        record = validation_record(step, self.run_, jax.device_get(parts))
         self.log.write(record)
         self.progress.show(record)
 
@@ -279,15 +279,27 @@ def train_record(step: int, metrics: StepMetrics) -> Record:
                   learning_rate=float(metrics.learning_rate), grad_norm=float(metrics.grad_norm))
 
 
-def validation_record(step: int, run: Run, sums: ValidationSums) -> Record:
-    """Returns the record of a validation pass from its sums on the host."""
+def _add(first: ValidationSums, second: ValidationSums) -> ValidationSums:
+    """Returns the sums over both."""
+    return jax.tree.map(operator.add, first, second)
+
+
+def validation_record(step: int, run: Run, parts: dict[str, ValidationSums]) -> Record:
+    """Returns the record of a validation pass from its sums by source, on the host; means are over all of them."""
     weights = run.program.weights
     weights_N = weights(np.int32(step))
+    sums = functools.reduce(_add, parts.values())
     loss, correct, active = _means(sums.heads, weights_N)
     factors = np.asarray(weights.reduce(weights_N))
     agreement = sums.agreement
-    bits = [None if value is None else value / math.log(2) for value in loss]
+    in_bytes = run.config.data.tokenizer == "bytes"
     full = all(active)
+
+    def source(heads: Any) -> dict[str, list[float | None]]:
+        loss, correct, _ = _means(heads, weights_N)
+        bits = {"validation_bits_per_byte": _bits(loss)} if in_bytes else {}
+        return {"head_loss": loss, "head_accuracy": correct, **bits}
+
     return Record(
         step=step, split="validation", head_loss=loss, head_accuracy=correct,
         loss=float(sum(factor * value for factor, value in zip(factors, loss) if value is not None)),
@@ -295,7 +307,13 @@ def validation_record(step: int, run: Run, sums: ValidationSums) -> Record:
                         for k in range(len(loss))],
         expected_accepted_length=float(1 + agreement.accepted / agreement.accepted_count)
         if full and agreement.accepted_count else None,
-        validation_bits_per_byte=bits if run.config.data.tokenizer == "bytes" else None)
+        validation_bits_per_byte=_bits(loss) if in_bytes else None,
+        sources={name: source(part.heads) for name, part in parts.items()} if run.config.data.mixture else None)
+
+
+def _bits(loss: list[float | None]) -> list[float | None]:
+    """Returns nats as bits."""
+    return [None if value is None else value / math.log(2) for value in loss]
 
 
 def _means(sums: Any, weights_N: Any) -> tuple[list[float | None], list[float | None], list[bool]]:

@@ -40,6 +40,7 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
     config.validate()
     set_compile_cache(config.logging.compile_cache)
     corpus = open_corpus(config.data)
+    corpus.check_steps(config.train.num_steps)
     config = resolve_vocabulary(config, corpus.tokenizer)
     program = build_program(config)
     workdirs.check_folder(workdir)
@@ -105,7 +106,7 @@ def describe(run: Run, default: Config, command: str) -> str:
     return "\n".join([
         f"workdir     {run.workdir}",
         "changed     " + (", ".join(f"{name}={value!r}" for name, value in changed.items()) or "nothing: the defaults"),
-        f"data        {run.corpus.summary()}",
+        "data        " + run.corpus.summary(config.train.num_steps).replace("\n", "\n" + " " * 12),
         f"model       {count(program.spec.num_params)} parameters ("
         + ", ".join(f"{name} {count(size)}" for name, size in groups.items()) + f"); {heads}",
         f"devices     {program.layout.mesh.size} x {program.layout.mesh.devices.flat[0].device_kind}, mesh {mesh}; "

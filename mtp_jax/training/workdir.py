@@ -10,7 +10,7 @@ from etils import epath
 
 import mtp_jax
 from mtp_jax.checkpoints import load_extra
-from mtp_jax.config import Config, differences, dumps, free_on_resume
+from mtp_jax.config import Config, differences, dumps, free_on_resume, with_defaults
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -57,7 +57,7 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
         extra = load_extra(workdir)
         logging.warning("%s is missing; the newest checkpoint tells whose run this is.", workdir / CONFIG_FILE)
         stored = {**extra["config"], "corpus_hash": extra["corpus_hash"]}
-    changed = differences(stored, config)
+    changed = differences(with_defaults(stored), config)  # what did not exist when it was written was as by default
     if stored.get("corpus_hash") != corpus_hash:
         changed["corpus_hash"] = (stored.get("corpus_hash"), corpus_hash)
     fixed = {name: values for name, values in changed.items() if not free_on_resume(name)}

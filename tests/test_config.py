@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -15,6 +16,7 @@ from ml_collections import config_dict, config_flags
 from mtp_jax import config as config_lib
 from mtp_jax.config import (
     Config,
+    MixtureConfig,
     ModelConfig,
     differences,
     dumps,
@@ -24,6 +26,7 @@ from mtp_jax.config import (
     from_dict,
     to_config_dict,
     to_dict,
+    with_defaults,
 )
 
 SECTIONS = [field.name for field in dataclasses.fields(Config)]
@@ -176,6 +179,54 @@ def test_derived_mlp_width_is_the_next_multiple(d_model, multiple):
     assert width % multiple == 0 and 8 * d_model // 3 <= width < 8 * d_model // 3 + multiple
 
 
+A, HALF = MixtureConfig("a"), MixtureConfig("b", weight=0.5)
+
+
+@pytest.mark.parametrize("mixture, message", [
+    ((HALF, MixtureConfig("a", weight=-0.5)), r"data.mixture of 'a': weight=-0.5 must lie in \(0, 1\]"),
+    ((MixtureConfig("a", weight=0.0),), r"'a': weight=0.0 must lie .*Leave out a source"),
+    ((MixtureConfig("a", weight=float("nan")),), r"'a': weight=nan must lie in"),
+    ((HALF, MixtureConfig("a", weight=0.4)), r"\{'b': 0.5, 'a': 0.4\}, which sum to 0.9: .* must sum to 1"),
+    ((HALF, A), r"the weights \{'b': 0.5, 'a': None\}: give all of them, or none"),
+    ((A, A), r"data.mixture names \['a', 'a'\]: every source needs a name of its own"),
+    ((MixtureConfig(""),), r"a source named '': give a name without spaces and slashes"),
+    ((MixtureConfig("a b"),), r"a source named 'a b'"), ((MixtureConfig("a/b"),), r"a source named 'a/b'"),
+    ((MixtureConfig("a", epochs=0.0),), r"'a': epochs=0.0 must be above 0"),
+    ((MixtureConfig("a", epochs=-1.0),), r"'a': epochs=-1.0 must be above 0"),
+    ((MixtureConfig("a", epochs=float("inf")),), r"'a': epochs=inf must be above 0, and finite; None sets no limit"),
+    ((MixtureConfig("a", validation_fraction=1.5),), r"data.mixture of 'a': validation_fraction=1.5 must lie"),
+    ((MixtureConfig("a", min_bytes=9, max_bytes=8),), r"data.mixture of 'a': min_bytes=9 and max_bytes=8"),
+])
+def test_a_mixture_that_makes_no_sense_is_refused(mixture, message):
+    with pytest.raises(ValueError, match=message):
+        changed(data={"mixture": mixture}).validate()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("source", "files"), ("path", "x"), ("field", "code"), ("validation_path", "x"), ("extensions", (".py",)),
+    ("min_bytes", 1), ("max_bytes", 1), ("drop_duplicates", True), ("skip_invalid", True)])
+def test_what_belongs_into_the_entries_is_not_set_beside_the_mixture(name, value):
+    with pytest.raises(ValueError, match=rf"data.{name}={re.escape(repr(value))} is not read beside data.mixture: set"):
+        changed(data={"mixture": (A,), name: value}).validate()
+
+
+@pytest.mark.parametrize("mixture", [
+    (A,), (A, MixtureConfig("b")), (HALF, MixtureConfig("a", weight=0.5, epochs=0.5)),
+    tuple(MixtureConfig(f"s{i}", weight=0.1) for i in range(10)), (MixtureConfig("a", weight=1e-9), MixtureConfig(
+        "b", weight=1.0))])
+def test_mixtures_that_make_sense(mixture):
+    changed(data={"mixture": mixture}).validate()
+
+
+def test_parts_of_a_mixture_share_what_is_not_theirs():
+    config = changed(data={"seed": 7, "validation_fraction": 0.3, "mixture": (
+        MixtureConfig("a", path="x", field="code"), MixtureConfig("b", source="jsonl", validation_fraction=0.1))}).data
+    one, other = config.parts["a"], config.parts["b"]
+    assert (one.source, one.path, one.field, one.validation_fraction, one.seed) == ("files", "x", "code", 0.3, 7)
+    assert (other.source, other.path, other.field, other.validation_fraction) == ("jsonl", "", "text", 0.1)
+    assert one.mixture == other.mixture == () and list(changed(data={"source": "tfds"}).data.parts) == ["tfds"]
+
+
 def test_horizons_follow_num_steps_unless_set():
     assert changed(train={"num_steps": 7}).learning_rate_horizon == 7
     assert changed(train={"num_steps": 7}).objective_horizon == 7
@@ -241,6 +292,11 @@ def test_what_is_left_out_takes_its_default():
     ({"model": {"rope_theta": True}}, r"model.rope_theta=True must be of type float, got bool"),
     ({"objective": {"head_weights": 1.0}}, r"objective.head_weights=1.0 must be a list"),
     ({"objective": {"head_weights": ["a"]}}, r"objective.head_weights='a' must be of type float"),
+    ({"data": {"mixture": [{"name": "a", "wieght": 1.0}]}}, r'mixture.wieght is unknown. Did you mean "weight"\?'),
+    ({"data": {"mixture": [{"weight": 1.0}]}}, r"data.mixture: \{'weight': 1.0\} has no 'name'"),
+    ({"data": {"mixture": ["a"]}}, r"data.mixture='a' must hold fields, such as \{'name': ...\}"),
+    ({"data": {"mixture": {"name": "a"}}}, r"data.mixture=\{'name': 'a'\} must be a list"),
+    ({"data": {"mixture": [{"name": "a", "epochs": "2"}]}}, r"data.mixture.epochs='2' must be of type float, got str"),
     ({"parallel": {"rules": [["batch"]]}}, r"parallel.rules=\['batch'\] must have 2 entries"),
     ({"compute": {"scan_layers": "yes"}}, r"compute.scan_layers='yes' must be of type bool"),
 ])
@@ -280,6 +336,8 @@ def overridden(*arguments, monkeypatch):
     ("init_from.heads=(1,'fresh')", "init_from.heads", (1, "fresh")),
     ("parallel.rules=(('batch','data'),('embed',None))", "parallel.rules", (("batch", "data"), ("embed", None))),
     ("parallel.mesh=data:2,fsdp:4", "parallel.mesh", "data:2,fsdp:4"),
+    ("data.mixture=({'name':'a','path':'x','weight':1},)", "data.mixture",
+     (dataclasses.asdict(MixtureConfig("a", path="x", weight=1.0)),)),
 ])
 def test_overrides_take_the_type_of_the_field(argument, name, value, monkeypatch):
     config = overridden(f"--config.{argument}", monkeypatch=monkeypatch)
@@ -292,6 +350,16 @@ def test_overrides_take_the_type_of_the_field(argument, name, value, monkeypatch
 def test_overrides_of_a_wrong_type_are_refused(argument, monkeypatch):
     with pytest.raises(flags.IllegalFlagValueError, match=argument.split("=")[0]):
         overridden(f"--config.{argument}", monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("value, message", [
+    ("({'name':", r"""data.mixture="\({'name':" must hold fields, such as .* are quotes and brackets all there"""),
+    ("files", "data.mixture='files' must hold fields"),
+    ("({'name':'a','path':3},)", "data.mixture.path=3 must be of type str"),
+    ("({'name':'a','epoch':3},)", 'mixture.epoch is unknown. Did you mean "epochs"')])
+def test_a_mixture_that_cannot_be_read_is_refused(value, message, monkeypatch):
+    with pytest.raises(ValueError, match=message):
+        overridden(f"--config.data.mixture={value}", monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("argument, error, hint", [
@@ -308,6 +376,14 @@ def test_differences_name_both_values_and_missing_fields():
     older = json.loads(dumps(Config(), version="0.0.1"))
     del older["model"]["qk_norm"]
     assert differences(older, Config()) == {"model.qk_norm": (None, False)}
+
+
+def test_what_an_older_config_lacks_is_filled_with_defaults():
+    config = changed(model={"num_heads": 2}, data={"mixture": (MixtureConfig("a", path="x"), MixtureConfig("b"))})
+    older = json.loads(dumps(config, version="0.0.1"))
+    del older["model"]["qk_norm"], older["logging"], older["data"]["mixture"][0]["epochs"], older["data"]["tokenizer"]
+    assert differences(older, config) and differences(with_defaults(older), config) == {}
+    assert with_defaults(older)["version"] == "0.0.1" and with_defaults({}) == to_dict(Config())
 
 
 def test_json_lists_and_tuples_are_the_same_value():

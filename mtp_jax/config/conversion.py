@@ -89,7 +89,8 @@ def _build(where: str, cls: Any, values: Any) -> Any:
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}={values!r} must hold fields, such as {{'name': ...}}.")
+        raise ValueError(f"{where}={values!r} must hold fields, such as {{'name': ...}}"
+                         f"{'; are quotes and brackets all there?' if isinstance(values, str) else ''}.")
     hints = {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
     required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
     for name in values:

@@ -83,6 +83,21 @@ def test_inactive_heads_and_runs_without_validation_are_drawn(tmp_path):
     assert plot_loss(tmp_path).exists()
 
 
+def test_each_source_of_a_mixture_has_a_validation_curve(tmp_path):
+    write_run(tmp_path, heads=2)
+    plain = len(axes_of(tmp_path).lines)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        for step, prose in ((60, 4.0), (70, None)):
+            file.write(json.dumps({"step": step, "split": "validation", "head_loss": [2.0, 3.0], "sources": {
+                "code": {"head_loss": [1.0, 2.0]}, "prose": {"head_loss": [prose, 5.0]}}}) + "\n")
+    lines = {line.get_label(): line for line in axes_of(tmp_path).lines}
+    assert len(axes_of(tmp_path).lines) == plain + 2
+    code, prose = (next(line for label, line in lines.items() if label.startswith(name)) for name in ("code", "prose"))
+    assert list(code.get_xdata()) == [60, 70] and list(prose.get_xdata()) == [60]
+    assert list(code.get_ydata()) == pytest.approx([1 / math.log(2)] * 2)
+    assert prose.get_label() == f"prose, head 1: {4 / math.log(2):.2f}"
+
+
 def test_line_that_is_still_written_is_left_out(tmp_path):
     write_run(tmp_path)
     with open(tmp_path / "metrics.jsonl", "a") as file:

@@ -55,3 +55,14 @@ def test_a_sample_keeps_the_space_that_its_tokenizer_drops_at_the_start_of_a_tex
     assert tokenizer.decode(new) == "more"
     assert report.continue_prompt(epath.Path(tmp_path), 0.8) == (7, "def __init__(self", " more")
     assert prompts == [[tokenizer.bos_id, *tokenizer.encode("def __init__(self").tolist()]]
+
+
+SOURCES = {"code": {"head_loss": [0.6931471805599453, None]}, "fairy tales": {"head_loss": [1.3862943611198906, 2.0]}}
+
+
+def test_a_mixture_has_a_table_of_its_sources_in_the_same_unit():
+    lines = losses([{**LAST, "validation_bits_per_byte": [1.0, None], "sources": SOURCES}])
+    assert lines[4:] == ["", "By source, bits/byte:", "    source         head 1    head 2",
+                         "    code            1.000     rests", "    fairy tales     2.000     2.885"]
+    assert losses([{**LAST, "sources": SOURCES}])[5:8] == [
+        "By source, nats/token:", "    source         head 1    head 2", "    code            0.693     rests"]

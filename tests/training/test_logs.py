@@ -67,6 +67,20 @@ def test_optional_keys_appear_only_where_given(tmp_path):
     assert line["validation_bits_per_byte"] == [1.4, 2.8]
 
 
+def test_sources_of_a_mixture_are_nested_in_the_line_and_have_tags_of_their_own(tmp_path):
+    sources = {"a": {"head_loss": [jnp.float32(0.5), None]}, "b": {"head_loss": np.array([np.nan, 2.0])}}
+    with RunLog(tmp_path, step=0) as log:
+        log.write(record(10, "validation", sources=sources))
+        log.write(record(20, "validation", sources=sources))
+    with RunLog(tmp_path, step=10):
+        pass
+    (line,) = lines(tmp_path)
+    assert line["sources"] == {"a": {"head_loss": [0.5, None]}, "b": {"head_loss": [None, 2.0]}}
+    found = {v.tag: v.simple_value for e in events(tmp_path)[0] for v in e.summary.value}
+    assert {tag: value for tag, value in found.items() if tag.split("/")[1] in "ab"} == {
+        "validation/a/head_loss/1": 0.5, "validation/b/head_loss/2": 2.0}
+
+
 def test_arrays_become_exact_floats_and_the_non_finite_null(tmp_path):
     with RunLog(tmp_path, step=0) as log:
         log.write(record(np.int32(3), loss=jnp.float32(0.1), head_loss=np.array([np.nan, 0.1], np.float32),

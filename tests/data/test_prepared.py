@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 from unittest import mock
@@ -15,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data import build_rows, open_corpus, prepared
+from mtp_jax.data import ByteTokenizer, build_rows, open_corpus, prepared
 from mtp_jax.data.prepare import begin, finish, make_plan, write_shard
+from mtp_jax.data.prepare.local import prepare as local_prepare
 from mtp_jax.data.split import shuffled_names
-from mtp_jax.data.tokenizer import build_tokenizer
+from mtp_jax.data.tokenizer import TOKENIZERS, build_tokenizer
 
 SEQ_LEN = 12
 
@@ -250,3 +253,84 @@ def test_the_seed_orders_rows_and_leaves_the_split_alone(config):
 def test_a_prepared_corpus_is_no_source_of_documents(config, folder):
     with pytest.raises(ValueError, match="holds tokens and no documents: name the source"):
         make_plan(config)
+
+
+def bpe_json(vocab_size, **special):
+    """Returns a small tokenizer.json, and the tokenizer_config.json that names its special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.train_from_iterator(["some text to merge some text of"], trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return model.to_str(), json.dumps(special)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_the_tokenizers_files_come_along(tmp_path, as_folder):
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    for name, text in zip(("tokenizer.json", "tokenizer_config.json"),
+                          bpe_json(270, bos_token="<one>", eos_token="<two>")):
+        (source / name).write_text(text)
+    texts = {f"{i}.txt": f"some text of file {i}".encode() for i in range(20)}
+    text = DataConfig(source="files", path=write_files(tmp_path / "text", texts), validation_fraction=0.3,
+                      tokenizer=str(source if as_folder else source / "tokenizer.json"))
+    _, manifest = prepare(text, tmp_path / "out")
+    config = DataConfig(source="prepared", path=str(tmp_path / "out"), seq_len=16, batch_size=1)
+    assert f"--config.data.tokenizer={tmp_path}/out/tokenizer.json" in refused(config)
+    corpus = open_corpus(dataclasses.replace(config, tokenizer=str(tmp_path / "out" / "tokenizer.json")))
+    assert corpus.tokenizer.hash == build_tokenizer(text).hash == manifest.tokenizer["hash"]
+    rows = corpus.parts["prepared"].rows["train"]
+    assert rows[0]["tokens"][0] == corpus.tokenizer.bos_id
+    assert corpus.tokenizer.decode(rows[0]["tokens"]).startswith("some text of")
+    assert manifest.bytes == sum(map(len, texts.values())) > manifest.tokens
+
+
+def test_ids_above_16_bits(tmp_path, monkeypatch):
+    class Wide(ByteTokenizer):
+        vocab_size, bos_id, eos_id, pad_id, hash = 70_003, 70_000, 70_001, 70_002, "wide"
+
+        def encode_batch(self, texts):
+            return [self.encode(text).astype(np.uint32) + 69_000 for text in texts]
+
+    monkeypatch.setitem(TOKENIZERS, "wide", lambda config: Wide())
+    text = DataConfig(source="files", path=write_files(tmp_path / "text", {f"{i}": b"abc" for i in range(9)}),
+                      validation_fraction=0.3, tokenizer="wide")
+    assert prepare(text, tmp_path / "out")[1].dtype == "uint32"
+    rows = open_corpus(DataConfig(source="prepared", path=str(tmp_path / "out"), seq_len=5, batch_size=1,
+                                  tokenizer="wide")).parts["prepared"].rows["train"]
+    assert rows[0]["tokens"].tolist() == [70_000, 69_097, 69_098, 69_099, 70_001]
+
+
+def test_a_bucket_holds_a_prepared_corpus(config, tmp_path, documents, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, content in documents.items():
+        bucket.pipe(f"/b/text/{name}", content)
+    text = DataConfig(source="files", path="gs://b/text", validation_fraction=0.2)
+    sizes = {"min_shard_bytes": 10_000, "max_shard_bytes": 10_000}
+    _, manifest = prepare(text, "gs://b/out", **sizes)
+    local = open_corpus(config)
+    assert manifest.hash == local.hash  # as the folder of the same documents has
+    assert not [path for path in bucket.store if "unfinished" in path or path.endswith(".tmp")]
+    remote = open_corpus(dataclasses.replace(config, path="gs://b/out"))
+    for split in ("train", "validation"):
+        assert_equal(remote.parts["prepared"].rows[split], local.parts["prepared"].rows[split])
+    assert local_prepare(make_plan(text, **sizes), "gs://b/out").hash == manifest.hash  # finished
+    bucket.pipe("/b/out/train.index", b"short")
+    assert "gs://b/out/train.index has 5 bytes" in refused(dataclasses.replace(config, path="gs://b/out"))
+
+
+def test_neither_jax_nor_grain_is_needed_to_prepare(tmp_path, documents):
+    write_files(tmp_path / "text", documents)
+    code = ("import sys\nsys.modules.update(dict.fromkeys(['jax', 'flax', 'grain', 'tensorflow', 'orbax']))\n"
+            "from mtp_jax.config import DataConfig\nfrom mtp_jax.data.prepare import *\n"
+            f"plan = make_plan(DataConfig(source='files', path={str(tmp_path / 'text')!r}, validation_fraction=0.2))\n"
+            f"for shard in begin(plan, {str(tmp_path / 'out')!r}):\n"
+            f"    write_shard(plan.settings, shard, {{}}, {str(tmp_path / 'out')!r})\n"
+            f"print(finish(plan, {str(tmp_path / 'out')!r}).documents)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          cwd=pathlib.Path(__file__).parent.parent.parent)
+    assert done.stdout == "44\n", done.stderr

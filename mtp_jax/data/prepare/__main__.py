@@ -51,8 +51,10 @@ def main() -> NoReturn:
             terminated = isinstance(stop, Terminated)
             commands.fail(f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}. {GO_ON}")
             return UNFINISHED if terminated else INTERRUPTED
-        except (ValueError, MemoryError) as error:
+        except ValueError as error:
             return commands.fail(error)
+        except MemoryError:
+            return commands.fail(f"memory ran out; fewer --processes need less. {GO_ON}")
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 return commands.fail(error)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -219,10 +220,9 @@ def replacing(target: Any) -> Iterator[pathlib.Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # or a machine that loses power has the name without the content
             path.replace(target)
-        else:
-            from etils import epath
-
-            epath.Path(path).copy(target, overwrite=True)
+        else:  # the object is there when it is whole, or has another size than what marks the shard as done says
+            with path.open("rb") as file, target.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 22)
     finally:
         path.unlink(missing_ok=True)
 

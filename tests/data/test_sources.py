@@ -88,6 +88,12 @@ def test_a_bucket_without_its_library(source, scheme, library):
         open_corpus(DataConfig(source=source, path=f"{scheme}://mine/x*"))
 
 
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_path_that_is_no_bucket(scheme):
+    with pytest.raises(ValueError, match=rf"data\.path='{scheme}://x/y' cannot be read: {scheme}:// is none of gs://, s3://"):
+        open_corpus(DataConfig(source="files", path=f"{scheme}://x/y"))
+
+
 class Refused(Exception):
     """Like gcsfs's HttpError: no OSError, and of another module."""
 

@@ -70,6 +70,10 @@ def find_files(config: DataConfig, kind: str, endings: Sequence[str] = ()) -> li
     if not config.path:
         raise ValueError(f"data.path='' is empty, but data.source={config.source!r} reads it: set data.path to a "
                          f'folder, a file, or a glob such as "src/**/*{(endings or [".py"])[0]}" of {kind}.')
+    scheme = config.path.partition("://")[0]
+    if is_remote(config.path) and scheme not in LIBRARIES:
+        raise ValueError(f"data.path={config.path!r} cannot be read: {scheme}:// is none of "
+                         f"{', '.join(f'{known}://' for known in LIBRARIES)}; copy it to this machine or to a bucket.")
     path = epath.Path(config.path).expanduser()
     if path.is_file():
         return _files(path.parent, [path.name])

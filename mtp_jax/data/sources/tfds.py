@@ -16,7 +16,7 @@ from mtp_jax.data.sources.fields import look_up, missing, names_of, no_string
 from mtp_jax.data.sources.paths import is_remote, refuse
 
 PIECE_BYTES = 32 * 1024**2
-EXAMPLES = 256  # read at a time
+EXAMPLES = 1024  # read at a time; a read of few costs as much as one of many
 INFO = "dataset_info.json"  # in the folder of every prepared dataset
 
 

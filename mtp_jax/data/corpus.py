@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -128,8 +128,13 @@ class Corpus:
         train, validation = (part.num_groups[split] for split in SPLITS)
         name = f"{config.source} {config.path}".strip()
         tokens = sum(rows.num_tokens for rows in part.rows.values())
-        return (f"{f'{part.name}: ' if self.config.mixture else ''}{name}: {train + validation:,} files ({train:,} to "
-                f"train on, {validation:,} held out), {part.num_documents:,} documents, {tokens:,} tokens, "
+        shares = f"({train:,} to train on, {validation:,} held out)"
+        documents = f"{part.num_documents:,} documents"
+        if config.source in ("files", "stdlib") or train + validation != part.num_documents:
+            documents = f"{train + validation:,} files {shares}, {documents}"
+        else:  # each record is held out by itself
+            documents = f"{documents} {shares}"
+        return (f"{f'{part.name}: ' if self.config.mixture else ''}{name}: {documents}, {tokens:,} tokens, "
                 f"{len(part.rows['train']):,} training rows of {self.config.seq_len:,} tokens"
                 f"{'; ' + part.skipped if part.skipped else ''}")
 
@@ -218,17 +223,17 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
       ValueError: see `open_corpus`.
     """
     digest = hashlib.sha256(tokenizer.hash.encode())
-    ids: dict[str, np.ndarray] = {}
     group_of: dict[str, str] = {}
     skipped = Skipped()
-    for text in sorted(_read_both_paths(config, tokenizer, skipped), key=lambda text: text.name):
-        if text.name in ids:
+    texts = sorted(_read_both_paths(config, tokenizer, skipped), key=lambda text: text.name)
+    for text in texts:
+        if text.name in group_of:
             raise ValueError(f"{where(config)} yields two documents named {text.name!r}: names must differ.")
         for part in (text.name.encode("utf-8", "surrogateescape"), content_bytes(text.content)):
             digest.update(len(part).to_bytes(8, "big"))  # framed: names and contents cannot trade bytes
             digest.update(part)
         group_of[text.name] = text.group
-        ids[text.name] = tokenizer.encode(text.content) if isinstance(text.content, bytes) else text.content
+    ids = dict(zip(group_of, _tokenize(texts, tokenizer)))
     if skipped.count["binary"] or skipped.count["not UTF-8"]:
         logging.warning("%s: %s", where(config), skipped)
     left_out = f"; {skipped}" if skipped.count else ""
@@ -262,6 +267,15 @@ def _read_both_paths(config: DataConfig, tokenizer: Tokenizer, skipped: Skipped)
         except ValueError as error:
             raise ValueError(f"data.validation_path, read like data.path: {error}") from error
     yield from read(config)
+
+
+def _tokenize(texts: Sequence[Text], tokenizer: Tokenizer, batch_size: int = 256) -> Iterator[np.ndarray]:
+    """Yields the ids of each text; many at a time, for some tokenizers then use all cores."""
+    for start in range(0, len(texts), batch_size):
+        batch = [text.content for text in texts[start:start + batch_size]]
+        encoded = iter(tokenizer.encode_batch([content for content in batch if isinstance(content, bytes)]))
+        for content in batch:
+            yield next(encoded) if isinstance(content, bytes) else content
 
 
 def _split(groups: Iterable[str], config: DataConfig, left_out: str) -> dict[str, frozenset[str]]:

@@ -37,6 +37,12 @@ def test_splits_are_disjoint_and_hold_every_text(config, text_files):
     assert corpus.num_documents == 11
 
 
+def test_more_documents_than_are_tokenized_at_a_time(write_folder):
+    files = {f"{i:03d}": f"text {i}".encode() for i in range(600)}
+    corpus = open_corpus(DataConfig(source="files", path=write_folder(files), validation_path=write_folder(files, "b")))
+    assert sorted(documents_of(corpus, "train")) == sorted(documents_of(corpus, "validation")) == sorted(files.values())
+
+
 def test_each_document_stands_between_bos_and_eos(config):
     corpus = open_corpus(config)
     for rows in rows_of(corpus).values():

@@ -82,6 +82,7 @@ def test_each_line_can_be_held_out_by_itself(excerpts):
                         seq_len=64, batch_size=1)
     corpus = open_corpus(config)
     assert corpus.parts["jsonl"].num_groups == {"train": 9, "validation": 3}
+    assert "gsm8k.jsonl: 12 documents (9 to train on, 3 held out), 3,124 tokens" in corpus.summary()
 
 
 text_lines = st.lists(st.one_of(

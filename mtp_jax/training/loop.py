@@ -221,7 +221,8 @@ class _Loop:
         parts = {name: functools.reduce(_add, (
             self.program.validation_step(state.params, np.int32(step), self.program.put(batch)) for batch in batches))
             for name, batches in self.validation.items()}
-        record = validation_record(step, self.run_, jax.device_get(parts))
+        parts = {name: jax.device_get(sums) for name, sums in parts.items()}  # JAX would sort the names
+        record = validation_record(step, self.run_, parts)
         self.log.write(record)
         self.progress.show(record)
 

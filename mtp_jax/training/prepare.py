@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mtp_jax.checkpoints import Checkpointer, check_source
-from mtp_jax.config import Config, differences
+from mtp_jax.config import Config, MixtureConfig, differences
 from mtp_jax.data import open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.training import workdir as workdirs
@@ -94,6 +94,10 @@ def describe(run: Run, default: Config, command: str) -> str:
     """
     config, program = run.config, run.program
     changed = {name: new for name, (_, new) in differences(default, config).items() if name != "model.vocab_size"}
+    if "data.mixture" in changed:
+        usual = dataclasses.asdict(MixtureConfig(""))
+        changed["data.mixture"] = tuple({name: value for name, value in part.items() if value != usual[name]}
+                                        for part in changed["data.mixture"])
     groups: dict[str, int] = {}
     for path, leaf in flatten_params(program.spec.shapes).items():
         group = path.split("/")[0]

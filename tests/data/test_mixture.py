@@ -148,6 +148,7 @@ def test_a_source_has_its_own_order_and_a_single_one_that_of_old_runs():
         assert [int(next(batches)["tokens"][0, 1]) for _ in range(16)] == golden
     assert order(["a"]) == order(["b"]) == golden  # under any name
     both = order(["a", "b"], 32)
+    assert both[:16] == [7, 2, 6, 1, 4, 6, 2, 4, 1, 5, 0, 0, 5, 3, 3, 7]  # what stopped runs go on with
     assert sorted(both[0::2][:8]) == sorted(both[1::2][:8]) == list(range(8))
     assert len({tuple(both[0::2]), tuple(both[1::2]), tuple(golden)}) == 3
 

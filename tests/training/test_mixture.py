@@ -25,7 +25,7 @@ def prose(tmp_path_factory):
 def mixed(corpus, prose):
     """Returns a function that makes a small config of two sources."""
     def make(epochs=None, **changes):
-        mixture = [dict(name="code", weight=0.75, path=str(corpus)),
+        mixture = [dict(name="scripts", weight=0.75, path=str(corpus)),
                    dict(name="prose", weight=0.25, path=str(prose), epochs=epochs)]
         return small("", data__source="stdlib", data__path="", data__mixture=mixture, **changes)
     return make
@@ -45,7 +45,7 @@ def finished(mixed, tmp_path_factory):
 
 def test_validation_is_told_by_source_and_pooled_over_all_targets(finished):
     validation = [record for record in lines(finished.workdir) if record["split"] == "validation"]
-    assert all(list(record["sources"]) == ["code", "prose"] for record in validation)
+    assert all(list(record["sources"]) == ["scripts", "prose"] for record in validation)
     assert all("sources" not in record for record in lines(finished.workdir) if record["split"] == "train")
     last, targets, losses = validation[-1], {}, {}
     for name, batches in finished.corpus.validation_batches().items():
@@ -53,7 +53,7 @@ def test_validation_is_told_by_source_and_pooled_over_all_targets(finished):
         targets[name] = [np.sum((segments[:, k:] == segments[:, :-k]) & (segments[:, k:] > 0)) for k in (1, 2)]
         losses[name] = last["sources"][name]["head_loss"]
         assert last["sources"][name]["validation_bits_per_byte"] == pytest.approx(np.array(losses[name]) / np.log(2))
-    assert targets["code"] != targets["prose"] and losses["code"] != losses["prose"]
+    assert targets["scripts"] != targets["prose"] and losses["scripts"] != losses["prose"]
     for field in ("head_loss", "head_accuracy"):
         for k in range(2):
             pooled = np.average([last["sources"][name][field][k] for name in targets],
@@ -120,10 +120,13 @@ def test_a_run_longer_than_the_epochs_is_refused_before_it_compiles(mixed, tmp_p
 def test_the_description_has_a_line_a_source_and_what_the_run_reads_of_it(mixed, tmp_path):
     prepared = prepare.prepare(mixed(epochs=9.0), tmp_path)
     text = prepare.describe(prepared, mixed(), "python -m x").splitlines()
-    (first,) = [number for number, line in enumerate(text) if line.startswith("data        code: files ")]
+    (first,) = [number for number, line in enumerate(text) if line.startswith("data        scripts: files ")]
     rows = {name: len(part.rows["train"]) for name, part in prepared.corpus.parts.items()}
-    assert text[first].endswith(f"; 0.75 of this run's rows: 48, {48 / rows['code']:.3g} epochs")
+    assert text[first].endswith(f"; 0.75 of this run's rows: 48, {48 / rows['scripts']:.3g} epochs")
     assert text[first + 1].startswith("            prose: files ")
+    described = prepare.describe(prepared, small(""), "python -m x").splitlines()
+    (changed,) = [line for line in described if line.startswith("changed")]
+    assert "'prose', 'weight': 0.25, 'epochs': 9.0, 'path': " in changed and "min_bytes" not in changed
     assert text[first + 1].endswith(f"; 0.25 of this run's rows: 16, {16 / rows['prose']:.3g} epochs of at most 9")
 
 
@@ -131,7 +134,7 @@ def test_a_mixture_on_the_command_line(mixed, tmp_path):
     changes = dict(data__mixture=configs.to_dict(mixed())["data"]["mixture"], data__source="stdlib", data__path="")
     done = run(command("", tmp_path, **changes))
     assert done.returncode == 0, done.stderr
-    assert "data        code: files " in done.stderr and "By source, bits/byte:" in done.stdout
+    assert "data        scripts: files " in done.stderr and "By source, bits/byte:" in done.stdout
     arguments = command("", tmp_path / "bad")
     for value, message in (("({'name':", "data.mixture"), ("({'name': 'a', 'wieght': 1.0},)", 'Did you mean "weight"')):
         done = run([*arguments, "--config.data.source=stdlib", f"--config.data.mixture={value}"])

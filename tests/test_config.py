@@ -352,8 +352,15 @@ def test_overrides_of_a_wrong_type_are_refused(argument, monkeypatch):
         overridden(f"--config.{argument}", monkeypatch=monkeypatch)
 
 
+def test_an_experiment_sets_a_mixture_as_dicts():
+    values = to_config_dict(Config())
+    values.data.mixture = ({"name": "a", "source": "jsonl", "path": "x", "epochs": 4}, {"name": "b"})
+    assert from_config_dict(values) == changed(data={"mixture": (
+        MixtureConfig("a", source="jsonl", path="x", epochs=4.0), MixtureConfig("b"))})
+
+
 @pytest.mark.parametrize("value, message", [
-    ("({'name':", r"""data.mixture="\({'name':" must hold fields, such as .* are quotes and brackets all there"""),
+    ("({'name': r"""data.mixture="\({'name':" must hold fields, such as .* are quotes and brackets all there"""),
     ("files", "data.mixture='files' must hold fields"),
     ("({'name':'a','path':3},)", "data.mixture.path=3 must be of type str"),
     ("({'name':'a','epoch':3},)", 'mixture.epoch is unknown. Did you mean "epochs"')])

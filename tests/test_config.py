@@ -360,7 +360,7 @@ def test_an_experiment_sets_a_mixture_as_dicts():
 
 
 @pytest.mark.parametrize("value, message", [
-    ("({'name': r"""data.mixture="\({'name':" must hold fields, such as .* are quotes and brackets all there"""),
+    ("({'name':", r"""data.mixture="\({'name':" must hold fields, such as .* are quotes and brackets all there"""),
     ("files", "data.mixture='files' must hold fields"),
     ("({'name':'a','path':3},)", "data.mixture.path=3 must be of type str"),
     ("({'name':'a','epoch':3},)", 'mixture.epoch is unknown. Did you mean "epochs"')])

@@ -157,6 +157,14 @@ def test_extensions(project):
         names(path=project, extensions=(".rs",))
 
 
+def test_real_text(excerpts):
+    config = DataConfig(source="files", path=str(excerpts), extensions=(".txt",), batch_size=1, seq_len=32)
+    corpus = open_corpus(config)
+    assert corpus.parts["files"].num_groups == {"train": 1, "validation": 1}
+    texts = [corpus.tokenizer.decode(rows.tokens) for rows in corpus.parts["files"].rows.values()]
+    assert sorted(texts) == sorted((excerpts / f"{name}.txt").read_text() for name in ("shakespeare", "wikitext"))
+
+
 @pytest.mark.parametrize("source, fields, remedy", [
     ("stdlib", dict(field="content"), "leave it out"),
     ("stdlib", dict(extensions=(".py",)), "leave it out"),

@@ -278,8 +278,8 @@ def unknown_modules(text):
 
 def unknown_fields(text):
     """Returns the fields, as in --config.a.b or `a.b`, of sections that the config has, which it has not."""
-    known = configs.flatten(configs.Config())
-    sections = {name.split(".")[0] for name in known}
+    known = {*configs.flatten(configs.Config()), *parameters_of_experiments()}
+    sections = {name.split(".")[0] for name in configs.flatten(configs.Config())}
     code = code_of(text)
     named = re.findall(r"--config\.([a-z_]\w*(?:\.\w+)*)", "\n".join(code))
     for piece in code:
@@ -287,6 +287,12 @@ def unknown_fields(text):
         if inline and inline[1].split(".")[0] in sections and not inline[1].endswith((".py", ".json", ".jsonl")):
             named.append(inline[1])
     return [name for name in named if name not in known]
+
+
+def parameters_of_experiments():
+    """Returns the parameters of the experiments' get_config, each a flag --config.NAME."""
+    return {argument.arg for path in (ROOT / "experiments").glob("*.py") for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name == "get_config" for argument in node.args.args}
 
 
 def unknown_targets(text):
@@ -316,6 +322,7 @@ def test_what_a_page_names_exists(page):
     (unknown_modules, "`python -m experiments.NAME`, `python3 -m venv x`, `python -m experiments.code_bytes`", []),
     (unknown_fields, "    run \\\n        --config.model.num_head=3 --config.model.num_heads=3", ["model.num_head"]),
     (unknown_fields, "set `train.num_step`", ["train.num_step"]),
+    (unknown_fields, "    run --config.size=1m --config.sice=1m --config.recipe=x", ["sice"]),
     (unknown_fields, "set `train.num_steps=3` in `config.json`, `--config.PATH=VALUE`, `data.path`", []),
     (unknown_targets, "`make demos` and `make test`, and make do", ["demos"]),
     (unknown_targets, "    make demo  # two minutes\n    make tests", ["tests"]),

@@ -138,6 +138,19 @@ def test_a_bad_document_is_told_as_on_the_local_path(line, options, config, bpe,
 
 
 @on_beam
+def test_from_a_bucket_into_a_bucket(config, stories, bucket, tmp_path):
+    local.prepare(plan_of(config), str(tmp_path / "local"), processes=1)
+    for path in stories.iterdir():
+        bucket.pipe(f"gs://mine/stories/{path.name}", path.read_bytes())
+    plan = plan_of(dataclasses.replace(config, path="gs://mine/stories"))
+    beam.prepare(plan, "gs://mine/prepared")
+    names = {path.name for path in (tmp_path / "local").iterdir()}
+    assert {name.rsplit("/", 1)[1] for name in bucket.find("gs://mine/prepared")} == names
+    for name in names - {"manifest.json"}:  # which holds the path
+        assert bucket.cat(f"gs://mine/prepared/{name}") == (tmp_path / "local" / name).read_bytes(), name
+
+
+@on_beam
 def test_a_job_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
     plan = plan_of(config)
     local.prepare(plan, str(tmp_path / "local"), processes=1)
@@ -172,10 +185,10 @@ def test_a_shard_that_beam_asks_for_twice_is_written_once(config, tmp_path):
     plan = plan_of(config)
     output = str(tmp_path / "beam")
     (shard, *_) = begin(plan, output)
-    task = (shard.index, {"shard": [beam._pack(shard)], "dropped": []})
-    assert list(beam._write(task, plan.settings, output)) == [shard.index]
+    beam._save_shards(plan, output)
+    assert beam._write((shard.index, []), plan.settings, output) == shard.index
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "beam").rglob("*")}
-    assert list(beam._write(task, plan.settings, output)) == [shard.index]
+    assert beam._write((shard.index, []), plan.settings, output) == shard.index
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "beam").rglob("*")} == before
 
 
@@ -187,7 +200,9 @@ def test_counters_are_those_of_the_manifest(config, tmp_path):
     plan = plan_of(config)
     manifest = local.prepare(plan, str(tmp_path / "local"), processes=1)
     pipeline = apache_beam.Pipeline(options=PipelineOptions([f"--runner={beam.LOCAL_RUNNER}"]))
-    beam._build(pipeline, plan, begin(plan, str(tmp_path / "beam")), str(tmp_path / "beam"))
+    shards = begin(plan, str(tmp_path / "beam"))
+    beam._save_shards(plan, str(tmp_path / "beam"))
+    beam._build(pipeline, plan, shards, str(tmp_path / "beam"))
     result = pipeline.run()
     result.wait_until_finish()
     counters = {found.key.metric.name: found.committed for found in result.metrics().query()["counters"]
@@ -254,15 +269,17 @@ def test_without_beam_the_error_says_how_to_install_it(monkeypatch, write_folder
     assert not (tmp_path / "beam").exists() and logging.root.manager.disable == logging.NOTSET
 
 
-def test_duplicates_are_those_of_the_local_path(write_folder, text_files):
+def test_duplicates_are_those_of_the_local_path(write_folder, text_files, tmp_path):
     texts = list(text_files.values())
     plan = make_plan(DataConfig(source="files", drop_duplicates=True, path=write_folder(
         text_files | {f"again/{i}.txt": texts[-1 - i % 3] for i in range(7)})), min_shard_bytes=500)
     assert len(plan.shards) > 2
+    beam._save_shards(plan, str(tmp_path / "beam"))
     of_pieces, by_digest = {}, {}
     for shard in plan.shards:
         of_pieces |= digests(plan.settings, shard)
-        for digest, place in beam._digests(beam._pack(shard), plan.settings):
+        assert beam._read_shard(shard.index, str(tmp_path / "beam")) == shard
+        for digest, place in beam._digests(shard.index, plan.settings, str(tmp_path / "beam")):
             by_digest.setdefault(digest, []).append(place)
     found = {}
     for digest, places in by_digest.items():

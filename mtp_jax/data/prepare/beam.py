@@ -11,9 +11,11 @@ waits for the job, and joins the shards; if it is stopped, the same command goes
 
 Beam needs older versions of some libraries than constraints.txt names: install it into an environment of its own by
 `pip install -e '.[prepare]' -c constraints-prepare.txt`, for Dataflow with `apache-beam[gcp]` and `gcsfs`. Machines of
-a cluster need mtp_jax too. From a checkout, --setup_file=./setup.py installs it on each of them when it starts, which
-takes minutes; --sdk_container_image names an image that has it. Of its requirements, the machines need absl-py, etils,
-array-record, tqdm and what reads the source and the tokenizer; neither jax nor flax nor grain.
+a cluster need mtp_jax too. From a checkout, --setup_file=./setup.py installs it with all that it requires on each of
+them when it starts; --sdk_container_image names an image that has it, which starts sooner. In such an image,
+`pip install --no-deps` of mtp_jax, with absl-py, etils[epath], array-record, numpy, and what reads the source and the
+tokenizer, is enough: neither jax nor flax nor grain. A shard is up to 128 MB of the source, and a machine holds about
+five times its text: --number_of_worker_harness_threads=1 lets each process of Dataflow hold one at a time.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ import logging
 import pickle
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from mtp_jax.data.manifest import Manifest
 from mtp_jax.data.prepare.folder import begin, finish, finished, tidy
 from mtp_jax.data.prepare.local import alone
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard
-from mtp_jax.data.prepare.shard import digests, read_info, write_shard
+from mtp_jax.data.prepare.shard import WORK, digests, read_info, replacing, write_shard
 
 LOCAL_RUNNER = "FnApiRunner"  # in this process; "DirectRunner" first downloads another, which is written in Go
+SHARDS = "shards.pickle"  # in WORK: the plan's shards, for the machines to read from
 STEP = " [while running '"  # what Beam adds to the message of an error
 Place = tuple[int, int, int]  # of a document: number of its piece, place in the piece, index of its shard
 
@@ -78,6 +83,7 @@ def prepare(plan: Plan, output: Any, *, options: Sequence[str] = ()) -> Manifest
     with alone(output):
         shards = begin(plan, output)
         if shards:
+            _save_shards(plan, output)
             _run(plan, shards, output, beam_options)
         return finish(plan, output)
 
@@ -111,35 +117,50 @@ def _build(pipeline: Any, plan: Plan, shards: Sequence[Shard], output: str) -> N
     import apache_beam as beam
 
     settings = plan.settings
-    todo = pipeline | "Shards" >> beam.Create([(shard.index, _pack(shard)) for shard in shards])
+    todo = pipeline | "Shards" >> beam.Create([(shard.index, "todo") for shard in shards])
     if not settings.config.drop_duplicates:
-        todo |= "Spread" >> beam.Reshuffle()
-        grouped = todo | "Alone" >> beam.MapTuple(lambda index, shard: (index, {"shard": [shard], "dropped": []}))
+        tasks = todo | "Spread" >> beam.Reshuffle() | "Alone" >> beam.Map(lambda item: (item[0], ()))
     else:
-        dropped = (pipeline | "AllShards" >> beam.Create([_pack(shard) for shard in plan.shards])
+        dropped = (pipeline | "AllShards" >> beam.Create([shard.index for shard in plan.shards])
                    | "SpreadAll" >> beam.Reshuffle()
-                   | "Digests" >> beam.FlatMap(_digests, settings)
+                   | "Digests" >> beam.FlatMap(_digests, settings, output)
                    | "Same" >> beam.GroupByKey()
                    | "AllButTheFirst" >> beam.FlatMap(_all_but_the_first))
-        grouped = {"shard": todo, "dropped": dropped} | "ByShard" >> beam.CoGroupByKey()
-    grouped | "Write" >> beam.FlatMap(_write, settings, output)
+        tasks = ({"todo": todo, "dropped": dropped} | "ByShard" >> beam.CoGroupByKey()
+                 | "NotDone" >> beam.Filter(lambda item: item[1]["todo"])
+                 | "Dropped" >> beam.Map(lambda item: (item[0], item[1]["dropped"])))
+    tasks | "Write" >> beam.Map(_write, settings, output)
 
 
-def _pack(shard: Shard) -> bytes:
-    """Returns a shard as bytes, small ones: Dataflow limits the size of a job's description."""
-    return zlib.compress(pickle.dumps(shard))
+def _save_shards(plan: Plan, output: Any) -> None:
+    """Writes the shards into the folder: Dataflow limits a job's description to 10 MB, which a long list would exceed.
+
+    The file holds bounds [shards + 1] as int64, and then every shard, pickled.
+    """
+    from etils import epath
+
+    packed = [zlib.compress(pickle.dumps(shard)) for shard in plan.shards]
+    sizes = [8 * (len(packed) + 1), *map(len, packed)]
+    with replacing(epath.Path(output) / WORK / SHARDS) as path:
+        path.write_bytes(np.cumsum(sizes, dtype="<i8").tobytes() + b"".join(packed))
 
 
-def _unpack(packed: bytes) -> Shard:
-    return pickle.loads(zlib.decompress(packed))
+def _read_shard(index: int, output: str) -> Shard:
+    """Returns a shard that `_save_shards` wrote."""
+    from etils import epath
+
+    with (epath.Path(output) / WORK / SHARDS).open("rb") as file:
+        file.seek(8 * index)
+        start, end = np.frombuffer(file.read(16), "<i8").tolist()
+        file.seek(start)
+        return pickle.loads(zlib.decompress(file.read(end - start)))
 
 
-def _digests(packed: bytes, settings: Settings) -> Iterator[tuple[bytes, Place]]:
+def _digests(index: int, settings: Settings, output: str) -> Iterator[tuple[bytes, Place]]:
     """Yields (digest, where it is) of every document of a shard."""
-    shard = _unpack(packed)
-    for number, joined in digests(settings, shard).items():
+    for number, joined in digests(settings, _read_shard(index, output)).items():
         for place in range(len(joined) // 16):
-            yield joined[16 * place:16 * place + 16], (number, place, shard.index)
+            yield joined[16 * place:16 * place + 16], (number, place, index)
 
 
 def _all_but_the_first(same: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -151,23 +172,25 @@ def _all_but_the_first(same: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int
             yield shard, (number, place)
 
 
-def _write(task: tuple[int, Mapping[str, Any]], settings: Settings, output: str) -> Iterator[int]:
-    """Writes a shard, unless it is done: Beam may ask for it twice. Yields its index."""
+def _write(task: tuple[int, Iterable[tuple[int, int]]], settings: Settings, output: str) -> int:
+    """Writes a shard without these (number of a piece, place in it), unless it is done; returns its index.
+
+    Beam may ask for a shard twice.
+    """
     from apache_beam.metrics import Metrics
 
-    index, parts = task
-    dropped: dict[int, set[int]] = collections.defaultdict(set)
-    for number, place in parts["dropped"]:
-        dropped[number].add(place)
-    for packed in parts["shard"]:  # one; none for a shard that was done before and has duplicates
-        shard = _unpack(packed)
-        info = read_info(settings, shard, output) or write_shard(
-            settings, shard, {number: frozenset(places) for number, places in dropped.items()}, output)
-        for split in info.splits.values():
-            for name, count in (("documents", split.file.documents), ("tokens", split.file.tokens),
-                                ("bytes", split.bytes)):
-                Metrics.counter("prepare", name).inc(count)
-        yield index
+    index, places = task
+    shard = _read_shard(index, output)
+    info = read_info(settings, shard, output)
+    if info is None:
+        dropped: dict[int, set[int]] = collections.defaultdict(set)
+        for number, place in places:
+            dropped[number].add(place)
+        info = write_shard(settings, shard, {number: frozenset(found) for number, found in dropped.items()}, output)
+    for split in info.splits.values():
+        for name, count in (("documents", split.file.documents), ("tokens", split.file.tokens), ("bytes", split.bytes)):
+            Metrics.counter("prepare", name).inc(count)
+    return index
 
 
 def _check_reachable(plan: Plan, output: Any) -> None:

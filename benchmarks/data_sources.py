@@ -123,7 +123,8 @@ def rate(count: Callable[[], int]) -> dict[str, float]:
 
 def read_all(config: DataConfig) -> int:
     """Reads a source with one thread; returns its bytes, or its tokens."""
-    return sum(len(text.content) for text in read_corpus(config, Skipped(), takes_bytes=True, vocab_size=259, threads=1))
+    texts = read_corpus(config, Skipped(), takes_bytes=True, vocab_size=259, threads=1)
+    return sum(len(text.content) for text in texts)
 
 
 def main(argv: list[str]) -> None:

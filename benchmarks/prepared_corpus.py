@@ -21,7 +21,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from benchmarks.prepare_speed import run, write_jsonl
+from benchmarks._corpora import run, write_jsonl
 
 ROWS = flags.DEFINE_integer("rows", 10_000_000, "Rows, and documents, of the index.", lower_bound=1000)
 MEGABYTES = flags.DEFINE_integer("start_up_megabytes", 1000, "Text of the corpus that training starts on.",

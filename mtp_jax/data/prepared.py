@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.manifest import INDEX_STEP, RECORD_TOKENS, Manifest, SplitFiles, index_size, read_manifest
+from mtp_jax.data.manifest import INDEX_STEP, RECORD_TOKENS, Manifest, ShardFile, SplitFiles, index_size, read_manifest
 from mtp_jax.data.rows import Row, make_row
 from mtp_jax.data.sources import Document, register_source
 from mtp_jax.data.tokenizer import Tokenizer
@@ -165,7 +165,7 @@ class PreparedRows:
         shard = self._split.shards[number]
         first, last = start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS
         try:
-            joined = b"".join(self._reader(shard.file).read(list(range(first, last + 1))))
+            joined = b"".join(self._reader(shard).read(list(range(first, last + 1))))
         except (RuntimeError, IndexError) as error:  # what the library raises
             raise self._damaged(shard.file, str(error)) from error
         end = min((last + 1) * RECORD_TOKENS, shard.tokens)
@@ -173,10 +173,11 @@ class PreparedRows:
             raise self._damaged(shard.file, f"records {first} to {last} have {len(joined):,} bytes")
         return np.frombuffer(joined, self._dtype)[start - first * RECORD_TOKENS:stop - first * RECORD_TOKENS]
 
-    def _reader(self, file: str) -> Any:
-        """Returns the reader of a file, opened now if it is not open."""
+    def _reader(self, shard: ShardFile) -> Any:
+        """Returns the reader of a shard, opened now if it is not open."""
         from array_record.python.array_record_module import ArrayRecordReader
 
+        file = shard.file
         reader = self._readers.pop(file, None)
         if reader is None:
             if len(self._readers) >= OPEN_READERS:
@@ -185,6 +186,8 @@ class PreparedRows:
             if not os.path.exists(path):  # the library would find no record in it, and say nothing
                 raise ValueError(f"{self._folder}/{file} was removed: put it back, or prepare the corpus anew.")
             reader = ArrayRecordReader(path, READER_OPTIONS)
+            if reader.num_records() != shard.records:
+                raise self._damaged(file, f"{reader.num_records():,} records, {shard.records:,} were written")
         self._readers[file] = reader
         return reader
 

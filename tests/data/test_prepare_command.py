@@ -66,7 +66,7 @@ def test_the_result_and_what_is_said(whole):
                                                       "validation.index"}
     documents = [int(line.split(" records, ")[1].split()[0]) for line in done.stdout.splitlines()[:2]]
     assert len(documents) == 2 and sum(documents) == 280 and "1.000 bytes a token; " in done.stdout
-    assert "28.2 MB in 7 shards" in done.stderr
+    assert "27.7 MB in 7 shards" in done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "experiments.code_bytes" in line]
     assert "--config.data.source=prepared --config.data.path=" in line and "tokenizer" not in line
 

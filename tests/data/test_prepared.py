@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtp_jax.config import DataConfig
+from mtp_jax.config import DataConfig, MixtureConfig
 from mtp_jax.data import ByteTokenizer, build_rows, open_corpus, prepared
 from mtp_jax.data.prepare import begin, finish, make_plan, write_shard
 from mtp_jax.data.prepare.local import prepare as local_prepare
@@ -165,6 +165,18 @@ def test_threads_and_pickles_read_the_same(config, monkeypatch):
     assert wrong == [] and len(again._readers) == 2
 
 
+def test_prepared_parts_of_a_mixture(config, write_folder, text_files):
+    config = DataConfig(seq_len=32, batch_size=4, mixture=(
+        MixtureConfig(name="read", source="prepared", path=config.path, weight=0.5),
+        MixtureConfig(name="text", source="files", path=write_folder(text_files), weight=0.5)))
+    corpus = open_corpus(config)
+    assert list(corpus.parts) == ["read", "text"]
+    with corpus.train_batches() as batches:
+        expected = [next(batches) for _ in range(6)]
+    with open_corpus(config).train_batches(start_row=5 * 4) as batches:
+        assert np.array_equal(next(batches)["tokens"], expected[5]["tokens"])
+
+
 def test_summary_and_hash(config):
     corpus = open_corpus(config)
     manifest = json.loads((pathlib.Path(config.path) / "manifest.json").read_text())
@@ -197,6 +209,21 @@ def test_damage_inside_a_shard_names_it(config, folder):
     path.write_bytes(data)
     rows = open_corpus(config).parts["prepared"].rows["train"]
     with pytest.raises(ValueError, match=f"{path.name} is damaged.*hash mismatch"):
+        for row in range(len(rows)):
+            rows[row]
+
+
+def test_a_shard_of_another_corpus_is_noticed(config, folder):
+    shards = open_corpus(config).parts["prepared"].rows["train"]._split.shards
+    first = next(shard for shard in shards if shard.records == 1)
+    other = write_files(folder.parent / "other", {"x": b"x" * 17_000})
+    held_out = write_files(folder.parent / "held_out", {"h": b"held out"})
+    prepare(DataConfig(source="files", path=other, validation_path=held_out), folder.parent / "second")
+    (path,) = (folder.parent / "second").glob("train-*.array_record")
+    assert path.stat().st_size == first.size  # for sizes are multiples of 64 kB
+    (folder / first.file).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=f"{first.file} is damaged .2 records, 1 were written"):
+        rows = open_corpus(config).parts["prepared"].rows["train"]
         for row in range(len(rows)):
             rows[row]
 

@@ -81,6 +81,7 @@ def write(config: DataConfig, output: str, processes: int | None, beam_options: 
     from etils import epath
 
     from mtp_jax.data.prepare import beam, finished, local, make_plan
+    from mtp_jax.data.prepare.shard import WORK
 
     if processes is not None and beam_options is not None:
         raise ValueError(f"--processes={processes} is for this machine, and what follows -- for Apache Beam: give one.")
@@ -89,7 +90,7 @@ def write(config: DataConfig, output: str, processes: int | None, beam_options: 
     folder = epath.Path(output).expanduser()
     start = time.perf_counter()
     plan = make_plan(config)
-    before = finished(plan, folder)
+    before, resumed = finished(plan, folder), (folder / WORK).exists()
     if before is None:
         print(f"{plan.size / 1e6:,.1f} MB in {len(plan.shards):,} shards -> {folder}", file=sys.stderr, flush=True)
     try:
@@ -103,9 +104,9 @@ def write(config: DataConfig, output: str, processes: int | None, beam_options: 
               f"{split.bytes / 1e6:,.2f} MB of text")
     if manifest.skipped:
         print(manifest.left_out)
-    print(f"{manifest.bytes / manifest.tokens:.3f} bytes a token" + (
-        f"; {manifest.bytes / 1e6 / seconds:,.1f} MB of text a second" if before is None else
-        f". {folder} was finished before: nothing was done."))
+    print(f"{manifest.bytes / manifest.tokens:.3f} bytes a token; " + (
+        f"{folder} was finished before: nothing was done" if before else f"finished in {seconds:,.1f} s" if resumed else
+        f"{plan.size / 1e6 / seconds:,.1f} MB a second"))
     settings = {"source": "prepared", "path": folder}
     if manifest.tokenizer["file"]:
         settings["tokenizer"] = folder / manifest.tokenizer["file"]

@@ -55,8 +55,7 @@ def begin(plan: Plan, output: Any) -> list[Shard]:
     path = folder / WORK / PLAN
     if path.exists():
         _check_same(json.loads(path.read_text()), plan, f"{output} holds an unfinished corpus of other settings")
-        for left in [*folder.glob(".*.tmp"), *(folder / WORK).glob(".*.tmp")]:  # of a process that was killed
-            left.unlink(missing_ok=True)
+        sweep(folder)
     else:
         other = sorted(path.name for path in folder.iterdir() if path.name != WORK) if folder.exists() else []
         if other:
@@ -115,6 +114,19 @@ def finish(plan: Plan, output: Any) -> Manifest:
         path.write_text(manifest.to_json())
     tidy(folder)
     return manifest
+
+
+def sweep(output: Any) -> None:
+    """Removes files that processes which were killed had not finished.
+
+    Args:
+      output: folder of the prepared corpus, which nobody writes to now.
+    """
+    from etils import epath
+
+    folder = epath.Path(output)
+    for left in [*folder.glob(".*.tmp"), *(folder / WORK).glob(".*.tmp")]:
+        left.unlink(missing_ok=True)
 
 
 def tidy(output: Any) -> None:

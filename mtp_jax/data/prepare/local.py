@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from mtp_jax.data.manifest import Manifest
-from mtp_jax.data.prepare.folder import begin, finish, finished, tidy
+from mtp_jax.data.prepare.folder import begin, finish, finished, sweep, tidy
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard
 from mtp_jax.data.prepare.progress import Progress
 from mtp_jax.data.prepare.shard import WORK, Dropped, digests, find_duplicates, replacing, write_shard
@@ -63,9 +63,12 @@ def prepare(plan: Plan, output: str | os.PathLike[str], *, processes: int | None
                  for shard in shards]
         with Progress("tokenizing", total=plan.size) as progress:
             left = sum(shard.size for shard in shards)
-            for _ in _run(_write, [(plan.settings, shard, drop, output) for shard, drop in tasks], processes,
-                          lambda size: progress.update(plan.size - left + size)):
-                pass
+            try:
+                for _ in _run(_write, [(plan.settings, shard, drop, output) for shard, drop in tasks], processes,
+                              lambda size: progress.update(plan.size - left + size)):
+                    pass
+            finally:
+                sweep(output)  # after what workers had begun when another failed
         return finish(plan, output)
 
 

@@ -23,9 +23,9 @@ NUM_SHARDS = 64  # aimed at: enough to keep the processes of one machine busy to
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 4 * 10**6, 128 * 10**6  # of the source; one shard is in memory at a time
 UNKNOWN_SIZE = 8192  # bytes that a document counts for, where the source does not say how large it is
 
-# Fields of the config that decide the output.
+# Fields of the config that decide the output, beside the tokenizer, of which the content does and not the name.
 FIELDS = ("source", "path", "field", "validation_path", "validation_fraction", "extensions", "min_bytes", "max_bytes",
-          "drop_duplicates", "skip_invalid", "tokenizer", "seed")
+          "drop_duplicates", "skip_invalid", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def make_plan(config: DataConfig, *, min_shard_bytes: int = MIN_SHARD_BYTES,
     for piece in everything:
         listing.update(json.dumps([piece.piece.name, piece.piece.size]).encode() + b"\n")
     facts = {"format": FORMAT, **{name: getattr(config, name) for name in FIELDS},
-             "extensions": list(config.extensions), "tokenizer_hash": tokenizer.hash, "shard_bytes": target,
+             "extensions": list(config.extensions), "tokenizer": tokenizer.hash, "shard_bytes": target,
              "pieces": f"{len(everything):,} pieces of {size:,} bytes ({listing.hexdigest()[:16]})"}
     return Plan(Settings(config, len(shards), facts), tuple(shards))
 

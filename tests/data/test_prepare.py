@@ -18,6 +18,7 @@ from mtp_jax.data.prepare import local as local_module
 from mtp_jax.data.prepare import shard as shard_module
 from mtp_jax.data.prepare.local import prepare
 from mtp_jax.data.prepare.plan import MIN_SHARD_BYTES
+from mtp_jax.data.prepare.progress import Progress
 
 SMALL = {"min_shard_bytes": 1000, "max_shard_bytes": 1000}
 SIZES: dict[str, int] = {}  # what the source "sizes" lists
@@ -169,6 +170,8 @@ def test_folders_of_others_are_left_alone(plan, tmp_path):
     assert contents(tmp_path / "out").keys() == {"thesis.tex"}
     with pytest.raises(ValueError, match="is a file: name a folder"):
         prepare(plan, tmp_path / "out" / "thesis.tex")
+    with pytest.raises(ValueError, match="lies inside the corpus, .*: name a folder beside it"):
+        begin(plan, pathlib.Path(plan.settings.config.path) / "prepared")
     with local_module.alone(tmp_path / "other"), pytest.raises(ValueError, match="being written by another command"):
         prepare(plan, tmp_path / "other")
 
@@ -220,3 +223,17 @@ def test_a_write_that_fails_leaves_nothing_of_its_own(plan, tmp_path, monkeypatc
     assert [shard.index for shard in begin(plan, tmp_path / "b")] == [shard.index for shard in todo[1:]]
     write(plan, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_progress_moves_within_a_shard_and_ends_at_its_size(tmp_path, capsys, monkeypatch):
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(300)))
+    plan = make_plan(DataConfig(source="jsonl", path=str(lines)))
+    steps = []
+    begin(plan, tmp_path / "out")
+    write_shard(plan.settings, plan.shards[0], {}, tmp_path / "out", steps.append)
+    assert sum(steps) == plan.size and max(steps[:-1]) < plan.size / 100 and min(steps) >= 0
+    monkeypatch.setattr("mtp_jax.data.prepare.progress.LINE_SECONDS", 0)
+    with Progress("tokenizing", total=2 * 10**6) as progress:
+        progress.update(10**6)
+    assert capsys.readouterr().err.startswith("tokenizing: 1.0 of 2.0 MB, ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,11 @@ def begin(plan: Plan, output: Any) -> list[Shard]:
     from etils import epath
 
     folder = epath.Path(output)
+    for source in (plan.settings.config.path, plan.settings.config.validation_path):
+        if source and "://" not in source and pathlib.Path(source).expanduser().is_dir() and pathlib.Path(
+                output).resolve().is_relative_to(pathlib.Path(source).expanduser().resolve()):
+            raise ValueError(f"--output={output} lies inside the corpus, {source}, which would then grow by what is "
+                             "written: name a folder beside it.")
     path = folder / WORK / PLAN
     if path.exists():
         _check_same(json.loads(path.read_text()), plan, f"{output} holds an unfinished corpus of other settings")

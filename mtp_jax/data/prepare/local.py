@@ -107,7 +107,12 @@ def _run(task: Callable[..., Any], arguments: Sequence[tuple], processes: int,
     before = set(multiprocessing.active_children())
     executor = futures.ProcessPoolExecutor(max(min(processes, len(arguments)), 1), context, _start_worker, (counter,))
     try:
-        waiting = {executor.submit(task, *one) for one in arguments}
+        # Ctrl-C reaches all processes of a terminal. Workers inherit what is blocked here; the parent ends them.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting = {executor.submit(task, *one) for one in arguments}  # starts them
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         while waiting:
             done, waiting = futures.wait(waiting, POLL_SECONDS, futures.FIRST_COMPLETED)
             for future in done:
@@ -132,7 +137,6 @@ def _start_worker(counter: Any) -> None:
     global _COUNTER
     _COUNTER = counter
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for every core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def exit_with(parent: Any) -> None:

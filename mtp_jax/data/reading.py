@@ -134,7 +134,7 @@ def content_bytes(content: bytes | np.ndarray) -> bytes:
 
 def _alone(document: Document) -> Piece:
     """Returns the piece of one document."""
-    return Piece(document.name, 0, functools.partial(_only, document))
+    return Piece(document.name, 0, functools.partial(_only, document), document.group)
 
 
 def _only(document: Document) -> Iterator[Document]:

@@ -25,12 +25,34 @@ def shuffled_names(names: Iterable[str], *, seed: int, purpose: str) -> list[str
     return sorted(names, key=lambda name: (name_digest(name, seed=seed, purpose=purpose), name))
 
 
-def is_held_out(group: str, *, fraction: float, seed: int) -> bool:
-    """Tells whether a group is held out where the number of groups is not known: each with probability `fraction`.
+def is_held_out(group: str, *, threshold: int, seed: int) -> bool:
+    """Tells whether a group is held out, by itself; `split_groups` takes the groups in the same order.
 
-    `split_groups` takes the groups in the same order, and so many of them that the share is exact.
+    Args:
+      group: its name.
+      threshold: of `split_threshold`.
+      seed: of the draw.
     """
-    return int.from_bytes(name_digest(group, seed=seed, purpose="split")[:8], "big") < fraction * 2**64
+    return _place(group, seed) < threshold
+
+
+def split_threshold(groups: Iterable[str] | None, *, fraction: float, seed: int) -> int:
+    """Returns what lets `is_held_out` decide on each group by itself, as `split_groups` would on all together.
+
+    Args:
+      groups: names of all groups; None where they are not known: each is then held out with probability `fraction`.
+      fraction: share of groups held out, between 0 and 1.
+      seed: of the draw.
+    """
+    if groups is None or len(known := set(groups)) < 2:
+        return int(fraction * 2**64)
+    training, _ = split_groups(sorted(known), fraction=fraction, seed=seed)
+    return min(_place(group, seed) for group in training)
+
+
+def _place(group: str, seed: int) -> int:
+    """Returns where a group stands in the order that the first are held out of, a number below 2**64."""
+    return int.from_bytes(name_digest(group, seed=seed, purpose="split")[:8], "big")
 
 
 def split_groups(groups: Sequence[str], *, fraction: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:

@@ -118,6 +118,21 @@ def test_the_split_is_by_group_and_holds_for_groups_over_shards(tmp_path):
     assert 40 <= manifest.splits["validation"].documents <= 80  # each record falls by itself: 60, give or take 3 x 7
 
 
+def test_of_files_the_same_are_held_out_as_by_a_run_that_reads_them(config, tmp_path):
+    def documents(stream):
+        return sorted(tuple(part.tolist()) for part in np.split(stream, np.flatnonzero(stream == 256)[1:]))
+
+    for seed in range(4):
+        changed = dataclasses.replace(config, seed=seed)
+        direct = open_corpus(changed).parts["files"].rows["validation"]
+        write(make_plan(changed, **SMALL), tmp_path / str(seed))
+        prepared = open_corpus(DataConfig(source="prepared", path=str(tmp_path / str(seed)), batch_size=1,
+                                          validation_fraction=changed.validation_fraction))
+        rows = prepared.parts["prepared"].rows["validation"]
+        stream = np.concatenate([rows[i]["tokens"] for i in range(len(rows))])[:rows.num_tokens]
+        assert documents(stream) == documents(direct.tokens) and len(documents(stream)) == 3
+
+
 def test_validation_path(config, tmp_path, write_folder):
     held_out = write_folder({"x.txt": "held out", "part0/file0.txt": "a name that path has too"}, "held_out")
     manifest = write(make_plan(dataclasses.replace(config, validation_path=held_out), **SMALL), tmp_path / "out")
@@ -177,11 +192,15 @@ def test_folders_of_others_are_left_alone(plan, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"validation_fraction": 1e-9}, "raise --validation_fraction, or give --validation_path"),
-    ({"validation_fraction": 1 - 1e-9}, "holds no document longer than one token to train on"),
+    ({"source": "jsonl", "path": "lines.jsonl", "validation_fraction": 1e-9},
+     "raise --validation_fraction, or give --validation_path"),
+    ({"source": "jsonl", "path": "lines.jsonl", "validation_fraction": 1 - 1e-9},
+     "holds no document longer than one token to train on"),
     ({"min_bytes": 10**6}, r"no document longer than one token.*11 below data\.min_bytes=1000000 skipped"),
 ])
-def test_nothing_to_hold_out_or_to_train_on(config, tmp_path, change, message):
+def test_nothing_to_hold_out_or_to_train_on(config, tmp_path, monkeypatch, change, message):
+    (tmp_path / "lines.jsonl").write_text('{"text": "one document"}\n' * 20)
+    monkeypatch.chdir(tmp_path)
     plan = make_plan(dataclasses.replace(config, **change), **SMALL)
     with pytest.raises(ValueError, match=message):
         write(plan, tmp_path / "out")

@@ -121,7 +121,7 @@ def write_shard(settings: Settings, shard: Shard, dropped: Dropped, output: Any,
             if place in dropped.get(piece.number, ()):
                 skipped.add("duplicate", text.name)
                 continue
-            split = shard.split or SPLITS[is_held_out(text.group, fraction=settings.config.validation_fraction,
+            split = shard.split or SPLITS[is_held_out(text.group, threshold=settings.threshold,
                                                       seed=settings.config.seed)]
             streams[split].add(text)
     splits = {}

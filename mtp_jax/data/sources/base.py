@@ -62,11 +62,14 @@ class Piece:
       size: bytes on disk, to share the work out by.
       documents: returns the documents in order. Pieces go to other processes, so it must pickle: a
         `functools.partial` of a function at the top level of a module does.
+      group: of all its documents, where that is known without reading them; "" where it is not. Known for all pieces,
+        the held-out share of a corpus that is prepared is exact.
     """
 
     name: str
     size: int
     documents: Callable[[], Iterator[Document]] = dataclasses.field(compare=False)
+    group: str = ""
 
 
 Source = Callable[[DataConfig], Sequence[Document | Piece]]

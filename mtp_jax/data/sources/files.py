@@ -45,7 +45,7 @@ def files(config: DataConfig) -> Sequence[Piece]:
 
 def _piece(file: File) -> Piece:
     """Returns the piece of one file, which is one document."""
-    return Piece(file.name, file.size, functools.partial(_documents, file))
+    return Piece(file.name, file.size, functools.partial(_documents, file), file.name)
 
 
 def _documents(file: File) -> Iterator[Document]:

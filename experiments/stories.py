@@ -1,7 +1,7 @@
 """Does a second head help a very small model to take up names in stories? The paper asks so in section 4.1; in small.
 
-Hardware: 2 CPU cores, about four minutes. The paper's smallest shape (128 wide, 5 layers) and its two heads, on bytes; the paper
-trains 26 billion tokens, this four million bytes. --config.model.num_heads=1 is what to compare with.
+Hardware: 2 CPU cores, about four minutes. The paper's smallest shape (128 wide, 5 layers) and its two heads, on bytes;
+the paper trains 26 billion tokens, this four million bytes. --config.model.num_heads=1 is what to compare with.
 
 Data: 255 fairy tales of FairytaleQA (Xu et al. 2022; github.com/uci-soe/FairytaleQAData, Apache-2.0; the stories are in
 the public domain). From a folder that holds a clone of that repository, make one line a story:

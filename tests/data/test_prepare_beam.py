@@ -1,6 +1,7 @@
 """Apache Beam writes the prepared corpus that the processes of this machine write. `make test-prepare` runs these."""
 
 import dataclasses
+import errno
 import json
 import logging
 import pathlib
@@ -159,13 +160,14 @@ def test_a_job_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
 
     def fail(settings, shard, *rest):
         if shard.index == last:
-            raise OSError(28, "No space left on device", "shard")
+            raise OSError(errno.ENOSPC, "No space left on device", "shard")
         return write_shard(settings, shard, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(beam, "write_shard", fail)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError) as caught:
             beam.prepare(plan, output)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "shard")
     assert (tmp_path / "beam" / WORK).exists() and not (tmp_path / "beam" / "manifest.json").exists()
     done = {shard.index for shard in plan.shards} - {shard.index for shard in begin(plan, output)}
 

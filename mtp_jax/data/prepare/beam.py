@@ -216,7 +216,10 @@ def _original(error: Exception) -> Exception:
     if isinstance(error, ValueError):
         return ValueError(text)
     kind, _, message = re.split(r"^(?=\w*(?:Error|Exception): )", text, flags=re.MULTILINE)[-1].partition(": ")
-    known = {"ValueError": ValueError, "OSError": OSError, "PermissionError": OSError}
+    system = re.fullmatch(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?", message)
+    if system:
+        return OSError(int(system[1]), *system.groups()[1:])  # of the kind that the number says, such as a full disk
+    known = {"ValueError": ValueError, "OSError": OSError}
     return known[kind](message) if kind in known else error
 
 

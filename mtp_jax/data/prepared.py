@@ -8,6 +8,7 @@ random rows touch all.)
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import threading
 import weakref
@@ -24,9 +25,13 @@ from mtp_jax.data.sources import Document, register_source
 from mtp_jax.data.tokenizer import Tokenizer
 
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-OPEN_READERS = 256  # files that one process keeps open
+OPEN_READERS = 128  # shards that one process keeps open, of all corpora: macOS lets it have 256 files
 ALREADY_APPLIED = ("field", "validation_path", "extensions", "min_bytes", "max_bytes", "drop_duplicates",
                    "skip_invalid")  # by prepare
+
+# By path and content: a folder may be prepared anew while the process lives. The one used last is at the end.
+_readers: dict[tuple[str, str], Any] = {}
+_lock = threading.Lock()  # held while a row is read: a reader in use is not closed
 
 
 @register_source("prepared")
@@ -79,9 +84,10 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
                          f"was prepared with {manifest.tokenizer['name']!r}, {manifest.tokenizer['hash'][:16]}: its "
                          f"ids mean other text. Set --config.data.tokenizer={remedy}, or prepare the corpus anew.")
     _check_sizes(folder, manifest)
-    return Prepared(manifest, {name: PreparedRows(os.fspath(folder), split, dtype=manifest.dtype,
-                                                  seq_len=config.seq_len, pad_id=tokenizer.pad_id)
-                               for name, split in manifest.splits.items()})
+    return Prepared(manifest, {
+        name: PreparedRows(os.fspath(folder), split, dtype=manifest.dtype, seq_len=config.seq_len,
+                           bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id)
+        for name, split in manifest.splits.items()})
 
 
 class PreparedRows:
@@ -90,7 +96,7 @@ class PreparedRows:
     Files are opened when a row first needs them, in each process anew; threads take turns.
     """
 
-    def __init__(self, folder: str, split: SplitFiles, *, dtype: str, seq_len: int, pad_id: int):
+    def __init__(self, folder: str, split: SplitFiles, *, dtype: str, seq_len: int, bos_id: int, pad_id: int):
         """Opens nothing yet.
 
         Args:
@@ -98,16 +104,13 @@ class PreparedRows:
           split: of the manifest.
           dtype: of ids on disk, "uint16" or "uint32".
           seq_len: L, tokens a row.
+          bos_id: that every document begins with.
           pad_id: fills the last row.
         """
-        self._folder, self._split, self._seq_len, self._pad_id = folder, split, seq_len, pad_id
+        self._folder, self._split, self._seq_len = folder, split, seq_len
+        self._bos_id, self._pad_id = bos_id, pad_id
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._ends = np.cumsum([shard.tokens for shard in split.shards])
-        self._open()
-
-    def _open(self) -> None:
-        self._lock = threading.Lock()
-        self._readers: dict[str, Any] = {}  # by file name, the one used last at the end
         self._index: _Index | None = None
 
     @property
@@ -131,19 +134,18 @@ class PreparedRows:
         stop = min(start + self._seq_len, self.num_tokens)
         if start >= stop:
             return make_row(np.empty(0), np.empty(0), seq_len=self._seq_len, pad_id=self._pad_id)
-        with self._lock:
+        with _lock:
             if self._index is None:
                 self._index = _Index(self._path(self._split.index), self._split)
             begins = self._index.begins(start, stop)
             tokens = self._tokens(start, stop)
+        if np.any(tokens[begins[begins >= 0]] != self._bos_id):
+            raise self._damaged(self._split.index,
+                                f"the shards hold other documents at the tokens {start:,} to {stop:,}")
         return make_row(tokens, begins, seq_len=self._seq_len, pad_id=self._pad_id)
 
     def __getstate__(self) -> Mapping[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_readers", "_index")}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+        return {**self.__dict__, "_index": None}
 
     def _tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns tokens [start, stop) of the stream."""
@@ -167,6 +169,7 @@ class PreparedRows:
         try:
             joined = b"".join(self._reader(shard).read(list(range(first, last + 1))))
         except (RuntimeError, IndexError) as error:  # what the library raises
+            _readers.pop(self._key(shard), None)  # the file may be put back
             raise self._damaged(shard.file, str(error)) from error
         end = min((last + 1) * RECORD_TOKENS, shard.tokens)
         if len(joined) != (end - first * RECORD_TOKENS) * self._dtype.itemsize:
@@ -177,19 +180,20 @@ class PreparedRows:
         """Returns the reader of a shard, opened now if it is not open."""
         from array_record.python.array_record_module import ArrayRecordReader
 
-        file = shard.file
-        reader = self._readers.pop(file, None)
+        reader = _readers.pop(self._key(shard), None)
         if reader is None:
-            if len(self._readers) >= OPEN_READERS:
-                self._readers.pop(next(iter(self._readers))).close()
-            path = self._path(file)
-            if not os.path.exists(path):  # the library would find no record in it, and say nothing
-                raise ValueError(f"{self._folder}/{file} was removed: put it back, or prepare the corpus anew.")
+            while len(_readers) >= OPEN_READERS:
+                _readers.pop(next(iter(_readers))).close()
+            path = self._path(shard.file)
+            os.close(_open(path))  # of a file that it cannot open the library says nothing, and finds no record in it
             reader = ArrayRecordReader(path, READER_OPTIONS)
             if reader.num_records() != shard.records:
-                raise self._damaged(file, f"{reader.num_records():,} records, {shard.records:,} were written")
-        self._readers[file] = reader
+                raise self._damaged(shard.file, f"{reader.num_records():,} records, {shard.records:,} were written")
+        _readers[self._key(shard)] = reader
         return reader
+
+    def _key(self, shard: ShardFile) -> tuple[str, str]:
+        return f"{self._folder}/{shard.file}", shard.sha256
 
     def _path(self, file: str) -> str:
         """Returns where a file of the folder lies on this machine."""
@@ -204,16 +208,26 @@ class PreparedRows:
                           "the corpus anew.")
 
 
+def _open(path: str) -> int:
+    """Returns the descriptor of a file, opened to read.
+
+    Raises:
+      ValueError: it cannot be.
+    """
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): " + (
+            "let the process open more files (ulimit -n)." if error.errno == errno.EMFILE else
+            "put it back, or prepare the corpus anew.")) from error
+
+
 class _Index:
     """The bounds of documents: every `INDEX_STEP`-th in memory, the others on disk."""
 
     def __init__(self, path: str, split: SplitFiles):
         self._path, self._tokens, self._count = path, split.tokens, split.documents + 1
-        try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}): put it back, or prepare the corpus "
-                             "anew.") from error
+        self._file = _open(path)
         weakref.finalize(self, os.close, self._file)
         self._coarse = self._bounds(self._count, self._count + (self._count - 1) // INDEX_STEP + 1)
         ends = self._bounds(self._count - 1, self._count)

@@ -96,6 +96,21 @@ def test_the_order_of_writing_changes_nothing(plan, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_documents_beyond_four_thousand_million_tokens(plan, tmp_path):
+    """Their lengths are made up: the index counts them rightly."""
+    output = tmp_path / "out"
+    begin(plan, output)
+    for shard in plan.shards:
+        write_shard(plan.settings, shard, {}, output)
+    path = sorted((output / "unfinished").glob("train-*.lengths"))[0]
+    lengths = np.fromfile(path, "<i8")
+    lengths[0] += 2**33
+    lengths.tofile(path)
+    split = finish(plan, output).splits["train"]
+    assert split.tokens == sum(shard.tokens for shard in split.shards) + 2**33
+    assert np.fromfile(output / split.index, "<i8")[split.documents] == split.tokens
+
+
 def test_documents_go_through_as_they_are(plan, text_files, tmp_path):
     manifest = write(plan, tmp_path / "out")
     assert manifest.documents == 11 and manifest.skipped == {"empty": 1}

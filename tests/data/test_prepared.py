@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -162,7 +165,28 @@ def test_threads_and_pickles_read_the_same(config, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and len(again._readers) == 2
+    assert wrong == [] and len(prepared._readers) == 2
+
+
+def test_files_that_are_open_do_not_grow_with_the_sources(config, folder, monkeypatch):
+    monkeypatch.setattr(prepared, "OPEN_READERS", 3)
+    parts = [shutil.copytree(folder, folder.parent / f"copy{i}") for i in range(4)]
+    mixture = tuple(MixtureConfig(part.name, source="prepared", path=str(part)) for part in parts)
+    before = len(os.listdir("/dev/fd")) - len(prepared._readers)
+    corpus = open_corpus(DataConfig(seq_len=32, batch_size=4, mixture=mixture))
+    everything = [rows for part in corpus.parts.values() for rows in part.rows.values()]
+    for rows in everything:
+        for row in range(len(rows)):
+            rows[row]
+    assert len(os.listdir("/dev/fd")) - before <= 3 + len(everything)  # shards, and an index each
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # as if so many were open
+    try:
+        with pytest.raises(ValueError, match=r"cannot be read \(Too many open files\): .*ulimit"):
+            everything[0][0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    everything[0][0]
 
 
 def test_prepared_parts_of_a_mixture(config, write_folder, text_files):
@@ -228,9 +252,10 @@ def test_a_shard_of_another_corpus_is_noticed(config, folder):
             rows[row]
 
 
-def test_damage_inside_the_index_is_noticed(config, folder):
+@pytest.mark.parametrize("change", [lambda bounds: bounds[3], lambda bounds: bounds[5] - 1])
+def test_damage_inside_the_index_is_noticed(config, folder, change):
     bounds = np.fromfile(folder / "train.index", "<i8")
-    bounds[5] = bounds[3]
+    bounds[5] = change(bounds)
     bounds.tofile(folder / "train.index")
     rows = open_corpus(config).parts["prepared"].rows["train"]
     with pytest.raises(ValueError, match=r"train\.index is damaged"):

@@ -161,8 +161,8 @@ def _join(name: str, infos: Sequence[ShardInfo], folder: Any, skipped: Skipped, 
     with replacing(folder / index) as path, path.open("wb") as file:
         file.write(np.zeros(1, "<i8").tobytes())
         for shard, _ in parts:
-            lengths = np.frombuffer((folder / WORK / lengths_file(name, shard)).read_bytes(), "<u4")
-            bounds = end + np.cumsum(lengths, dtype="<i8")
+            lengths = np.frombuffer((folder / WORK / lengths_file(name, shard)).read_bytes(), "<i8")
+            bounds = end + np.cumsum(lengths)
             file.write(bounds.tobytes())  # tofile() would not say that a disk is full
             longest, end = max(longest, int(lengths.max())), int(bounds[-1])
         file.flush()

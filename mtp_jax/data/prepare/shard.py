@@ -91,7 +91,7 @@ def info_file(index: int) -> str:
 
 
 def lengths_file(split: str, index: int) -> str:
-    """Returns the name, in `WORK`, of the lengths (uint32) of a shard's documents."""
+    """Returns the name, in `WORK`, of the lengths (int64) of a shard's documents."""
     return f"{split}-{index:05d}.lengths"
 
 
@@ -160,7 +160,7 @@ def read_info(settings: Settings, shard: Shard, output: Any) -> ShardInfo | None
         return None
     info = ShardInfo.from_json(path.read_text())
     sizes = {folder / split.file.file: split.file.size for split in info.splits.values()}
-    sizes |= {folder / WORK / lengths_file(name, shard.index): 4 * split.file.documents
+    sizes |= {folder / WORK / lengths_file(name, shard.index): 8 * split.file.documents
               for name, split in info.splits.items()}
     whole = info.settings == settings.hash and all(
         path.exists() and path.stat().length == size for path, size in sizes.items())
@@ -258,7 +258,7 @@ class _Stream:
             self._tokenize()
 
     def lay_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (tokens [S] of all documents, shuffled, each as BOS + ids + EOS; lengths [documents] uint32)."""
+        """Returns (tokens [S] of all documents, shuffled, each as BOS + ids + EOS; lengths [documents] int64)."""
         self._tokenize()
         order = np.argsort(np.frombuffer(self._keys, np.uint64), kind="stable")
         lengths = np.frombuffer(self._lengths, np.int64)
@@ -272,7 +272,7 @@ class _Stream:
         tokens[bounds[1:] - 1] = self._tokenizer.eos_id
         for to, start, length in zip(bounds.tolist(), starts[order].tolist(), lengths[order].tolist()):
             tokens[to + 1:to + 1 + length] = from_tokens[start:start + length]
-        return tokens, (lengths[order] + 2).astype("<u4")
+        return tokens, (lengths[order] + 2).astype("<i8")
 
     def _tokenize(self) -> None:
         """Tokenizes what waits."""

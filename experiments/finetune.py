@@ -11,6 +11,9 @@ Shape, objective, tokenizer and data are the source run's; --config.data.source=
 another corpus, read with the same tokenizer. Heads 1 to n are taken over and further ones start fresh;
 --config.init_from.heads says otherwise, such as "('fresh',)" for a new head on the old trunk. The recipe is the paper's
 for CodeContests, in proportion: a sixth of the source's peak learning rate, half of its steps, clipping at 0.1.
+
+Expected: of experiments.stories, which ends at 1.97 bits per held-out byte for head 1, one head is left at 1.91 after
+520 more steps. What as many steps with both heads would have given was not measured.
 """
 
 import dataclasses

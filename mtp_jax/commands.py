@@ -46,7 +46,7 @@ def run(main: Callable[[], int], *names: str) -> NoReturn:
 
     def start(argv: list[str]) -> int:
         if len(argv) > 1:
-            return fail(f"unexpected arguments {' '.join(argv[1:])}: settings are written --config.PATH=VALUE.")
+            return fail(f"unexpected arguments {' '.join(argv[1:])}: settings are written --NAME=VALUE.")
         quieten()
         return main()
 

@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.reading import Skipped, content_bytes, held_out, read_corpus, where
-from mtp_jax.data.split import shuffled_names, split_groups
+from mtp_jax.data.reading import Skipped, content_bytes, read_both_paths, split_by_config, where
+from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.data.tokenizer_files import HuggingFaceTokenizer
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1 and 2
 SMALLEST = 256 + len(SPECIAL)
-HELD_OUT = "validation:"  # before the groups of what data.validation_path holds
 MEASURED_BYTES = 20_000_000  # held-out text that the measurement reads, at most
 
 
@@ -91,7 +90,8 @@ def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
     if sample_bytes < 0:
         raise ValueError(f"sample_bytes={sample_bytes} must be at least 0, which stands for all.")
     sizes, skipped = _sizes(config, progress)
-    training, held = _split(config, sizes, sample_bytes)
+    split = split_by_config(sizes, config, skipped)
+    training, held = _drawn(sizes, split["train"], sample_bytes, config.seed), split["validation"]
     counts = {"train": 0, "validation": 0}
     num_bytes = {"train": 0, "validation": 0}
     measured: list[bytes] = []
@@ -151,46 +151,25 @@ def _sizes(config: DataConfig, progress: bool) -> tuple[dict[str, int], Skipped]
     return sizes, skipped
 
 
-def _split(config: DataConfig, sizes: dict[str, int], sample_bytes: int) -> tuple[frozenset[str], frozenset[str]]:
-    """Returns the groups to train on, of those that a run trains on all or random ones of `sample_bytes`; and held-out.
-
-    Raises:
-      ValueError: there is one group only, so that none can be held out.
-    """
-    if config.validation_path:
-        held = frozenset(group for group in sizes if group.startswith(HELD_OUT))
-        training = frozenset(sizes) - held
-        if not training:
-            raise ValueError(f"{where(config)} holds no text, only validation_path={config.validation_path!r} does: "
-                             "name text to train on.")
-    elif len(sizes) < 2:
-        raise ValueError(f"{where(config)} holds one file of text only ({next(iter(sizes))}), but two are needed, one "
-                         "to train on and one to hold out: add a file, cut this one in two, or set validation_path.")
-    else:
-        training, held = split_groups(sorted(sizes), fraction=config.validation_fraction, seed=config.seed)
+def _drawn(sizes: dict[str, int], training: frozenset[str], sample_bytes: int, seed: int) -> frozenset[str]:
+    """Returns the groups to train on: all that a run trains on, or random ones of them of `sample_bytes`."""
     if not sample_bytes:
-        return training, held
+        return training
     drawn: list[str] = []
     total = 0
-    for group in shuffled_names(training, seed=config.seed, purpose="tokenizer"):
+    for group in shuffled_names(training, seed=seed, purpose="tokenizer"):
         if drawn and total + sizes[group] > sample_bytes:
             break
         drawn.append(group)
         total += sizes[group]
-    return frozenset(drawn), held
+    return frozenset(drawn)
 
 
 def _texts(config: DataConfig, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
-    """Yields the group and the text of each document, those of `config.validation_path` first.
-
-    In this order a document that is on both sides stays held out, where duplicates are dropped.
+    """Yields the group and the text of each document, held-out ones too.
 
     Raises:
       ValueError: the corpus cannot be read, or is tokenized already.
     """
-    seen: set[bytes] = set()
-    other = held_out(config)
-    for part, before in ((other, HELD_OUT), (config, "")):
-        if part is not None:
-            for text in read_corpus(part, skipped, takes_bytes=False, seen=seen):
-                yield before + text.group, content_bytes(text.content)
+    for text in read_both_paths(config, skipped, takes_bytes=False):
+        yield text.group, content_bytes(text.content)

@@ -6,9 +6,8 @@ Opening needs no device and imports neither jax nor grain, so that bad input is 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -17,13 +16,10 @@ from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
 from mtp_jax.data.mixture import Mixture
 from mtp_jax.data.prepared import open_prepared
-from mtp_jax.data.reading import Skipped, Text, content_bytes, held_out, read_corpus, where
+from mtp_jax.data.reading import SPLITS, Skipped, Text, content_bytes, read_both_paths, split_by_config, where
 from mtp_jax.data.rows import RowSource, build_rows
-from mtp_jax.data.split import shuffled_names, split_groups
+from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
-
-SPLITS = ("train", "validation")
-HELD_OUT = "validation:"  # before the names and groups of what data.validation_path holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,8 +183,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         that cannot be trained on; names the field, its value and the remedy.
     """
     tokenizer = build_tokenizer(config)
-    parts = {name: (open_part if part.source == "prepared" else read_part)(name, part, tokenizer)
-             for name, part in config.parts.items()}
+    parts: dict[str, Part] = {}
+    for name, part in config.parts.items():
+        try:
+            parts[name] = (open_part if part.source == "prepared" else read_part)(name, part, tokenizer)
+        except ValueError as error:
+            if not config.mixture:
+                raise
+            raise ValueError(f"data.mixture of {name!r}: {error}") from error
     return Corpus(config, tokenizer, parts)
 
 
@@ -225,7 +227,8 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
     digest = hashlib.sha256(tokenizer.hash.encode())
     group_of: dict[str, str] = {}
     skipped = Skipped()
-    texts = sorted(_read_both_paths(config, tokenizer, skipped), key=lambda text: text.name)
+    texts = sorted(read_both_paths(config, skipped, takes_bytes=tokenizer.takes_bytes, vocab_size=tokenizer.vocab_size),
+                   key=lambda text: text.name)
     for text in texts:
         if text.name in group_of:
             raise ValueError(f"{where(config)} yields two documents named {text.name!r}: names must differ.")
@@ -238,9 +241,12 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
         logging.warning("%s: %s", where(config), skipped)
     left_out = f"; {skipped}" if skipped.count else ""
     if max(map(len, ids.values()), default=0) < 2:
+        ids_instead = (", or set data.field to the type of its records' ids"
+                       if config.source == "array_record" and skipped.count["binary"] else "")
         raise ValueError(f"{where(config)} holds no document longer than one token ({len(ids)} documents{left_out}): "
-                         "nothing can be predicted from it; name a corpus of UTF-8 text, and check its filters.")
-    split = _split(group_of.values(), config, left_out)
+                         "nothing can be predicted from it; name a corpus of UTF-8 text, and check its filters"
+                         f"{ids_instead}.")
+    split = split_by_config(group_of.values(), config, skipped)
     order = shuffled_names(ids, seed=config.seed, purpose="documents")
     rows: dict[str, RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
@@ -251,24 +257,6 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
                 num_groups={name: len(members) for name, members in split.items()})
 
 
-def _read_both_paths(config: DataConfig, tokenizer: Tokenizer, skipped: Skipped) -> Iterator[Text]:
-    """Yields the documents of `config.validation_path`, marked as such in name and group, and then those of the path.
-
-    In this order a document that is on both sides stays held out, where duplicates are dropped.
-    """
-    seen: set[bytes] = set()
-    read = functools.partial(read_corpus, skipped=skipped, takes_bytes=tokenizer.takes_bytes,
-                             vocab_size=tokenizer.vocab_size, seen=seen)
-    other = held_out(config)
-    if other is not None:
-        try:
-            for text in read(other):
-                yield Text(HELD_OUT + text.name, HELD_OUT + text.group, text.content)
-        except ValueError as error:
-            raise ValueError(f"data.validation_path, read like data.path: {error}") from error
-    yield from read(config)
-
-
 def _tokenize(texts: Sequence[Text], tokenizer: Tokenizer, batch_size: int = 256) -> Iterator[np.ndarray]:
     """Yields the ids of each text; many at a time, for some tokenizers then use all cores."""
     for start in range(0, len(texts), batch_size):
@@ -276,28 +264,6 @@ def _tokenize(texts: Sequence[Text], tokenizer: Tokenizer, batch_size: int = 256
         encoded = iter(tokenizer.encode_batch([content for content in batch if isinstance(content, bytes)]))
         for content in batch:
             yield next(encoded) if isinstance(content, bytes) else content
-
-
-def _split(groups: Iterable[str], config: DataConfig, left_out: str) -> dict[str, frozenset[str]]:
-    """Returns the groups of each split: a share of all held out, or those of `config.validation_path`.
-
-    Raises:
-      ValueError: one of both has none.
-    """
-    everything = frozenset(groups)
-    if not config.validation_path:
-        if len(everything) < 2:
-            raise ValueError(f"{where(config)} holds one file of text only ({min(everything)}{left_out}), but two are "
-                             "needed, one to train on and one to hold out: add a file, cut this one in two, or name "
-                             "held-out text by data.validation_path.")
-        return dict(zip(SPLITS, split_groups(sorted(everything), fraction=config.validation_fraction,
-                                             seed=config.seed)))
-    held = frozenset(group for group in everything if group.startswith(HELD_OUT))
-    if not held or held == everything:
-        field = "path" if held else "validation_path"
-        raise ValueError(f"data.{field}={getattr(config, field)!r} holds no document that passes the filters"
-                         f"{left_out}: name text to {'train on' if held else 'hold out'}.")
-    return {"train": everything - held, "validation": held}
 
 
 def _warn_of_few_rows(rows: dict[str, RowSource], config: DataConfig) -> None:

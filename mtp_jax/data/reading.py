@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 
 import numpy as np
@@ -20,9 +20,13 @@ from mtp_jax.config import DataConfig
 from mtp_jax.data.sources import Document, NotText, Piece, find
 from mtp_jax.data.sources.base import where
 from mtp_jax.data.sources.paths import comes_from_storage, remedy
+from mtp_jax.data.split import split_groups
 
-__all__ = ["Skipped", "Text", "content_bytes", "find_pieces", "held_out", "read_corpus", "read_piece",
-           "where"]
+__all__ = ["HELD_OUT", "SPLITS", "Skipped", "Text", "content_bytes", "find_pieces", "held_out", "read_both_paths",
+           "read_corpus", "read_piece", "split_by_config", "where"]
+
+SPLITS = ("train", "validation")
+HELD_OUT = "validation:"  # before the names and groups of what data.validation_path holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +177,9 @@ def _read(document: Document, config: DataConfig, takes_bytes: bool) -> bytes | 
             return "not UTF-8"
         if takes_bytes and error.content is not None:
             return error.content
-        raise ValueError(f"{error}: convert it, leave its file out by data.path or data.extensions, set "
-                         "data.skip_invalid=True to skip such documents"
+        by = "data.path or data.extensions" if config.source == "files" else "data.path"
+        raise ValueError(f"{error}: convert it, leave its file out by {by}, set data.skip_invalid=True to skip such "
+                         "documents"
                          f"{' or train on bytes by data.tokenizer=bytes' if error.content is not None else ''}."
                          ) from error
     except Exception as error:
@@ -268,3 +273,51 @@ def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, voca
                         continue
                     seen.add(text.digest)
                 yield text
+
+
+def read_both_paths(config: DataConfig, skipped: Skipped, *, takes_bytes: bool,
+                    vocab_size: int | None = None) -> Iterator[Text]:
+    """Yields the documents of `config.validation_path`, marked as such in name and group, and then those of the path.
+
+    In this order a document that is on both sides stays held out, where duplicates are dropped.
+
+    Args: see `read_corpus`.
+    """
+    read = functools.partial(read_corpus, skipped=skipped, takes_bytes=takes_bytes, vocab_size=vocab_size, seen=set())
+    other = held_out(config)
+    if other is not None:
+        try:
+            for text in read(other):
+                yield Text(HELD_OUT + text.name, HELD_OUT + text.group, text.content)
+        except ValueError as error:
+            raise ValueError(f"data.validation_path, read like data.path: {error}") from error
+    yield from read(config)
+
+
+def split_by_config(groups: Iterable[str], config: DataConfig, skipped: Skipped) -> dict[str, frozenset[str]]:
+    """Returns {"train", "validation"} -> groups: a share of all held out, or those of `config.validation_path`.
+
+    Args:
+      groups: of the documents that `read_both_paths` yields.
+      config: of one source.
+      skipped: what was left out, for messages.
+
+    Raises:
+      ValueError: one of both has none.
+    """
+    everything = frozenset(groups)
+    left_out = f"; {skipped}" if skipped.count else ""
+    if not config.validation_path:
+        if len(everything) < 2:
+            kind = "file" if config.source in ("files", "stdlib") else "document"
+            raise ValueError(f"{where(config)} holds one {kind} of text only ({min(everything)}{left_out}), "
+                             "but two are needed, one to train on and one to hold out: add text, cut this one in two, "
+                             "or name held-out text by data.validation_path.")
+        return dict(zip(SPLITS, split_groups(sorted(everything), fraction=config.validation_fraction,
+                                             seed=config.seed)))
+    held = frozenset(group for group in everything if group.startswith(HELD_OUT))
+    if not held or held == everything:
+        field = "path" if held else "validation_path"
+        raise ValueError(f"data.{field}={getattr(config, field)!r} holds no document that passes the filters"
+                         f"{left_out}: name text to {'train on' if held else 'hold out'}.")
+    return {"train": everything - held, "validation": held}

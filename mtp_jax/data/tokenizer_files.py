@@ -49,7 +49,8 @@ def read_tokenizer(name: str) -> Tokenizer:
         if path.is_dir():
             found = [path / file for file in ("tokenizer.json", "tokenizer.model") if (path / file).exists()]
             if not found:
-                raise ValueError("is a folder with neither tokenizer.json nor tokenizer.model in it.")
+                raise ValueError("is a folder with neither tokenizer.json nor tokenizer.model in it: name the file, or "
+                                 "another folder.")
             path = found[0]
         if path.suffix not in (".json", ".model"):
             raise ValueError(_unknown(name, path))

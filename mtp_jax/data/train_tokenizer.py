@@ -18,6 +18,7 @@ from absl import flags
 
 from mtp_jax import commands
 from mtp_jax.config import DataConfig
+from mtp_jax.data.sources.paths import comes_from_storage, remedy
 
 HELP = {
     "source": "Where documents come from, as in config.data.source: files, jsonl, stdlib, ...",
@@ -64,6 +65,11 @@ def main() -> NoReturn:
             write(DataConfig(**values | {"extensions": tuple(values["extensions"])}), **settings)
         except (ValueError, OSError) as error:
             return commands.fail(error)
+        except Exception as error:
+            if not comes_from_storage(own["output"].value, error):
+                raise
+            return commands.fail(f"--output={own['output'].value!r} cannot be written ({error}): "
+                                 f"{remedy(own['output'].value, error)}.")
         return 0
 
     commands.run(run, *data, *own)

@@ -63,7 +63,8 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
     fixed = {name: values for name, values in changed.items() if not free_on_resume(name)}
     if fixed:
         lines = "".join(f"\n  {name}: the workdir has {old!r}, this run {new!r}" for name, (old, new) in fixed.items())
-        hint = (" The corpus itself changed: files were edited, or another Python brought another standard library."
+        hint = (" The corpus itself changed: its files or the tokenizer's were edited, or another Python brought "
+                "another standard library."
                 if set(fixed) == {"corpus_hash"} else "")
         raise ValueError(f"--workdir={workdir} holds another run:{lines}\nSet these as they were, or use another "
                          f"--workdir; init_from.path starts a new run from these parameters.{hint}")

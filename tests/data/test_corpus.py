@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtp_jax.config import DataConfig
+from mtp_jax.config import DataConfig, MixtureConfig
 from mtp_jax.data import Document, open_corpus, register_source, sources
 
 
@@ -121,7 +121,7 @@ def test_a_document_that_cannot_be_read_is_named(error, reason, config, monkeypa
 def test_a_corpus_of_one_file(write_folder):
     path = write_folder({"only.txt": "text", "empty.txt": ""})
     with pytest.raises(ValueError, match=r"data\.path='.*' holds one file of text only \(only\.txt; 1 empty skipped.*"
-                                         "two are needed.*add a file"):
+                                         "two are needed.*add text"):
         open_corpus(DataConfig(source="files", path=path))
     with pytest.raises(ValueError, match="holds one file of text only"):
         open_corpus(DataConfig(source="files", path=f"{path}/only.txt"))
@@ -133,6 +133,13 @@ def test_documents_of_one_name(monkeypatch):
     register_source("twins")(lambda config: [Document("twin", str(i), "text".encode) for i in range(2)])
     with pytest.raises(ValueError, match=r"data\.source='twins' yields two documents named 'twin'"):
         open_corpus(DataConfig(source="twins"))
+
+
+def test_an_error_names_the_source_of_a_mixture(write_folder):
+    parts = (MixtureConfig("good", source="files", path=write_folder({"a": "text", "b": "text"})),
+             MixtureConfig("bad", source="files", path="/nowhere/at/all"))
+    with pytest.raises(ValueError, match=r"^data\.mixture of 'bad': data\.path='/nowhere/at/all' does not exist"):
+        open_corpus(DataConfig(mixture=parts))
 
 
 def test_a_corpus_smaller_than_a_batch_warns_and_repeats(write_folder, caplog):

@@ -1,6 +1,7 @@
 """Filters, what is left out and counted, held-out paths, and errors of reading that name their place."""
 
 import dataclasses
+import pathlib
 import pickle
 
 import numpy as np
@@ -119,6 +120,9 @@ def test_one_file_of_text_and_one_held_out(two_folders, write_folder):
     assert contents(open_corpus(config), "train") == [b"all of the text"]
     with pytest.raises(ValueError, match="holds one file of text only .*or name held-out text by data.validation_path"):
         open_corpus(dataclasses.replace(config, validation_path=""))
+    (pathlib.Path(path) / "one.jsonl").write_text('{"text": "all of the text"}\n')
+    with pytest.raises(ValueError, match=r"holds one document of text only \(one.jsonl@0\)"):
+        open_corpus(DataConfig(source="jsonl", path=f"{path}/one.jsonl"))
 
 
 def test_a_validation_path_that_will_not_do(two_folders, write_folder):

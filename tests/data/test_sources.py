@@ -157,6 +157,24 @@ def test_extensions(project):
         names(path=project, extensions=(".rs",))
 
 
+def test_extensions_without_a_dot(write_folder):
+    def names(*extensions):
+        config = DataConfig(source="files", path=path, extensions=extensions)
+        return sorted(piece.name for piece in sources.find(config))
+
+    path = write_folder(dict.fromkeys(("a.c", "b.doc", "src/Makefile", "src/makefile.c", "c_test.py", "d.py"), "text"))
+    assert names("c") == names(".c") == ["a.c", "src/makefile.c"]
+    assert names("Makefile", "_test.py") == ["c_test.py", "src/Makefile"]
+    with pytest.raises(ValueError, match=r"data\.extensions=\('\.py', ''\) has an empty one.*leave it out"):
+        names(".py", "")
+
+
+def test_a_link_to_nothing_is_not_proposed_for_itself(tmp_path):
+    (tmp_path / "corpus").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"does not exist\. Set it to a folder"):
+        sources.find(DataConfig(source="files", path=str(tmp_path / "corpus")))
+
+
 def test_real_text(excerpts):
     config = DataConfig(source="files", path=str(excerpts), extensions=(".txt",), batch_size=1, seq_len=32)
     corpus = open_corpus(config)

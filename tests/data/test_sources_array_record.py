@@ -137,6 +137,12 @@ def test_a_file_without_records(write):
         open_corpus(DataConfig(source="array_record", path=write([])))
 
 
+def test_ids_that_are_read_as_text(write):
+    path = write([np.arange(9, dtype="<u2").tobytes()] * 3)
+    with pytest.raises(ValueError, match="3 binary skipped .*or set data.field to the type of its records' ids"):
+        open_corpus(DataConfig(source="array_record", path=path))
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch, caplog):
     """The empty folder of copies."""

@@ -132,13 +132,14 @@ GOOD = {"text": "good"}
 @pytest.mark.parametrize("ending", COMPRESS)
 @pytest.mark.parametrize("lines, message", [
     ([GOOD, b"\n", b"{]\n"], r"a\.jsonl{}, line 3 is not JSON \(Expecting property name.*\): a line must hold "),
-    ([GOOD, b'{"text": "cut sh'], r"line 2 is not JSON \(Unterminated string"),
+    ([GOOD, b'{"text": "cut sh'], r"line 2 is not JSON \(Unterminated string starting at: character 10\)"),
     ([b'{\n  "text": "x"\n}\n'], r"line 1 is not JSON .*`jq -c \.` makes lines of objects that span several"),
     ([b"[" * 100_000 + b"\n"], r"line 1 is not JSON \(maximum recursion"),
     ([[GOOD, GOOD]], r"line 1 holds a list: a line must hold one object.*`jq -c \"\.\[\]\"` makes lines"),
     ([GOOD, "text"], r"line 2 holds a string: a line must hold one object"),
     ([GOOD, {"txt": "a", "meta": {"title": "b"}}], r"a\.jsonl{}, line 2 has no data\.field='text', but 'txt', "
-     r"'meta\.title'\. Did you mean \"txt\"\? Set data\.field"),
+     r"'meta\.title'\. Did you mean \"txt\"\? Set data\.field to the one that holds the text, or "
+     "leave this file out by a glob"),
     ([GOOD, {}], "line 2 has no data.field='text', but no field at all"),
     ([GOOD] * 3 + [{"text": 3}], "line 4 has a number, no string, as data.field='text'"),
     ([GOOD, {"text": ["a"]}], "line 2 has a list, no string"),
@@ -178,7 +179,8 @@ def test_invalid_utf8(tmp_path, read_all):
 
 def test_invalid_utf8_where_no_text_can_be_found(tmp_path, read_all):
     path = write(tmp_path, '{"text": "wide"}\n'.encode("utf-16"))
-    with pytest.raises(ValueError, match=r"a\.jsonl is no UTF-8 at byte 0 \(0xff\)"):
+    with pytest.raises(ValueError, match=r"a\.jsonl is no UTF-8 at byte 0 \(0xff\): convert it, leave its "
+                                         r"file out by data\.path, "):
         read_all(source="jsonl", path=path)
 
 

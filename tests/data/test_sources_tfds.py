@@ -109,7 +109,10 @@ def test_a_corpus_without_tensorflow(named):
     ("", "names no dataset"),
     ("#train", "names no dataset"),
     ("arithmetics", r"'arithmetics' is neither a prepared dataset in .*TFDS_DATA_DIR.*Did you mean \"arithmetic\""),
-    ("mnits", r"nor a name that TensorFlow Datasets knows, nor a folder\. Did you mean \"mnist\""),
+    ("mnits", r"nor a name that TensorFlow Datasets knows, nor the folder of a prepared one\. Did you mean "
+     r"\"mnist\""),
+    ("arithmetic:9.9.9", r"is not in .*, but \['arithmetic/1\.0\.0'\]: name a config and version"),
+    ("nowhere/else/arithmetic", "is not the folder of a prepared dataset"),
     ("mnist", r"'mnist' is not prepared in .*tensorflow_datasets\.builder\(\"mnist\", data_dir=\".*\", file_format=\""
      r"array_record\"\)\.download_and_prepare\(\)"),
     ("mnist:9.9.9", r"cannot be opened \(.*9\.9\.9.*name a config and version that exist"),

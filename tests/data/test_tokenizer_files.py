@@ -294,7 +294,7 @@ def test_a_bad_model_is_refused(read, content):
 @pytest.mark.parametrize("name, message", [
     ("tokenizer.jsn", 'no file. Did you mean ".*tokenizer.json"'), ("tokeniser.json", 'exist. Did you mean ".*r.json"'),
     ("nowhere/x.model", "does not exist"), ("notes.txt", "end in .json and .model"),
-    ("empty", "a folder with neither tokenizer.json nor tokenizer.model")])
+    ("empty", "a folder with neither tokenizer.json nor tokenizer.model in it: name the file")])
 def test_a_path_that_is_no_tokenizer_says_what_would_be(read, tmp_path, name, message):
     read({"tokenizer.json": BPE, "notes.txt": b"hello"})
     (tmp_path / "empty").mkdir()

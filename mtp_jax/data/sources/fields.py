@@ -37,8 +37,9 @@ def names_of(record: Mapping[str, Any], prefix: str = "") -> list[str]:
 def missing(config: DataConfig, place: str, names: Sequence[str]) -> ValueError:
     """Returns the error of a record, or a file of records, that has other fields than `config.field`."""
     shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    other = "" if config.source == "tfds" else ", or leave this file out by a glob in data.path"
     return ValueError(f"{place} has no data.field={config.field!r}, but {shown or 'no field at all'}."
-                      f"{nearest(config.field, names)} Set data.field to the one that holds the text.")
+                      f"{nearest(config.field, names)} Set data.field to the one that holds the text{other}.")
 
 
 def no_string(config: DataConfig, place: str, kind: str) -> ValueError:

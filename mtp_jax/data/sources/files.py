@@ -34,13 +34,22 @@ def stdlib(config: DataConfig) -> Sequence[Piece]:
 def files(config: DataConfig) -> Sequence[Piece]:
     """The text files of a folder, or those that a glob such as "src/**/*.py" matches; hidden ones are left out."""
     refuse(config, "field")
+    if not all(config.extensions):
+        raise ValueError(f"data.extensions={config.extensions!r} has an empty one, which every name ends in: leave it "
+                         "out.")
     found = find_files(config, "text files")
-    kept = [file for file in found if not config.extensions or file.name.endswith(tuple(config.extensions))]
+    kept = [file for file in found if not config.extensions or _ends_in(file.name, config.extensions)]
     if not kept:
         raise ValueError(f"data.extensions={config.extensions!r} leaves none of the {len(found):,} files of "
                          f"data.path={config.path!r}, which end in {count_endings([file.name for file in found])}: "
                          "name some of these endings.")
     return [_piece(file) for file in kept]
+
+
+def _ends_in(name: str, endings: Sequence[str]) -> bool:
+    """Tells whether a file has one of these endings; one without a dot, such as "py", is ".py" or the whole name."""
+    last = name.rpartition("/")[2]
+    return any(last == ending or last.endswith(ending if "." in ending else f".{ending}") for ending in endings)
 
 
 def _piece(file: File) -> Piece:

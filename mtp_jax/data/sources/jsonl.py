@@ -115,8 +115,9 @@ def _text(line: bytes, file: File, offset: int, config: DataConfig) -> bytes | N
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}: character {error.pos + 1:,}" if isinstance(error, json.JSONDecodeError) else error
         raise ValueError(
-            f"{_place(file, offset, config)} is not JSON ({error}): a line must hold one object, such as "
+            f"{_place(file, offset, config)} is not JSON ({reason}): a line must hold one object, such as "
             f'{{"{config.field}": "..."}}. `jq -c .` makes lines of objects that span several, `jq -c ".[]"` of an '
             "array.") from error
     if not isinstance(record, Mapping):

@@ -170,6 +170,7 @@ def nearest_sibling(path) -> str:
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent
     siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [name for name in siblings if name != path.name]  # a link to nothing
     found = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
     return f' Did you mean "{path.parent / found[0]}"?' if found else ""
 

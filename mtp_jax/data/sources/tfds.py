@@ -13,7 +13,7 @@ import numpy as np
 from mtp_jax.config import DataConfig, nearest
 from mtp_jax.data.sources.base import Document, Piece, register_source, where
 from mtp_jax.data.sources.fields import look_up, missing, names_of, no_string
-from mtp_jax.data.sources.paths import is_remote, refuse
+from mtp_jax.data.sources.paths import is_remote, nearest_sibling, refuse
 
 PIECE_BYTES = 32 * 1024**2
 EXAMPLES = 1024  # read at a time; a read of few costs as much as one of many
@@ -97,19 +97,24 @@ def _builder(name: str, config: DataConfig) -> Any:
         return tensorflow_datasets.builder_from_directory(folders[0])
     if folders:
         raise ValueError(f"data.path={config.path!r} holds several datasets: name one of {folders[:8]}.")
-    if path.is_absolute() or name.startswith((".", "~")):
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ValueError(f"data.path={config.path!r} is not the folder of a prepared dataset: there is no {INFO} in it "
-                         "or in the folders of configs and versions below it.")
+                         f"or in the folders of configs and versions below it.{nearest_sibling(path)}")
     home = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     data_dir = pathlib.Path(home).expanduser()
     try:
         builder = tensorflow_datasets.builder(name, data_dir=os.fspath(data_dir))
     except DatasetNotFoundError as error:
+        base = name.split("/")[0].split(":")[0]
+        there = [os.path.relpath(folder, data_dir) for folder in _prepared(data_dir / base)]
+        if there:
+            raise ValueError(f"data.path={config.path!r} is not in {data_dir}, but {there[:8]}: name a config and "
+                             'version as in "name/config:version".') from error
         prepared = [folder.name for folder in data_dir.iterdir()] if data_dir.is_dir() else []
         known = [*prepared, *tensorflow_datasets.list_builders(with_community_datasets=False)]
         raise ValueError(f"data.path={config.path!r} is neither a prepared dataset in {data_dir} (set TFDS_DATA_DIR to "
-                         "look elsewhere), nor a name that TensorFlow Datasets knows, nor a folder."
-                         f"{nearest(name.split('/')[0].split(':')[0], known)}") from error
+                         "look elsewhere), nor a name that TensorFlow Datasets knows, nor the folder of a prepared "
+                         f"one.{nearest(base, known)}") from error
     except (ValueError, AssertionError, ImportError) as error:  # a config, a version, or a library of its code
         raise ValueError(f"data.path={config.path!r} cannot be opened ({str(error).splitlines()[0]}): name a config "
                          "and version that exist, or the folder of the prepared dataset.") from error

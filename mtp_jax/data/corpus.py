@@ -16,7 +16,7 @@ from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
 from mtp_jax.data.mixture import Mixture
 from mtp_jax.data.prepared import open_prepared
-from mtp_jax.data.reading import SPLITS, Skipped, Text, content_bytes, read_both_paths, split_by_config, where
+from mtp_jax.data.reading import HELD_OUT, SPLITS, Skipped, Text, content_bytes, read_both_paths, split_by_config, where
 from mtp_jax.data.rows import RowSource, build_rows
 from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
@@ -239,6 +239,7 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
     ids = dict(zip(group_of, _tokenize(texts, tokenizer)))
     if skipped.count["binary"] or skipped.count["not UTF-8"]:
         logging.warning("%s: %s", where(config), skipped)
+    _warn_of_both_sides(texts, config)
     left_out = f"; {skipped}" if skipped.count else ""
     if max(map(len, ids.values()), default=0) < 2:
         ids_instead = (", or set data.field to the type of its records' ids"
@@ -264,6 +265,18 @@ def _tokenize(texts: Sequence[Text], tokenizer: Tokenizer, batch_size: int = 256
         encoded = iter(tokenizer.encode_batch([content for content in batch if isinstance(content, bytes)]))
         for content in batch:
             yield next(encoded) if isinstance(content, bytes) else content
+
+
+def _warn_of_both_sides(texts: Sequence[Text], config: DataConfig) -> None:
+    """Warns of documents that are trained on and held out; only a `validation_path` can bring them."""
+    if not config.validation_path:
+        return
+    held = {text.digest for text in texts if text.group.startswith(HELD_OUT)}
+    both = [text.name for text in texts if not text.group.startswith(HELD_OUT) and text.digest in held]
+    if both:
+        logging.warning("%s: %d documents are in data.validation_path=%r too (such as %s), and the run trains on what "
+                        "it is measured by. data.drop_duplicates=True leaves them out of training.", where(config),
+                        len(both), config.validation_path, both[0])
 
 
 def _warn_of_few_rows(rows: dict[str, RowSource], config: DataConfig) -> None:

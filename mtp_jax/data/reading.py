@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -240,7 +240,8 @@ def _check_ids(document: Document, ids: np.ndarray, config: DataConfig, vocab_si
 
 
 def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, vocab_size: int | None = None,
-                threads: int = 8, seen: set[bytes] | None = None) -> Iterator[Text]:
+                threads: int = 8, seen: set[bytes] | None = None,
+                pieces: Sequence[Piece] | None = None) -> Iterator[Text]:
     """Yields all documents of `config.path` that pass the filters, in the order of their pieces.
 
     Args:
@@ -250,6 +251,7 @@ def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, voca
       vocab_size: see `read_piece`.
       threads: pieces read at a time, which hides the latency of files in a bucket.
       seen: with config.drop_duplicates, digests of documents whose like is left out; grows by those that are yielded.
+      pieces: what `find_pieces` returned, where that was asked before.
 
     Raises:
       ValueError: the source, a file or a document is not usable; see `find_pieces` and `read_piece`.
@@ -260,11 +262,11 @@ def read_corpus(config: DataConfig, skipped: Skipped, *, takes_bytes: bool, voca
 
     seen = set() if seen is None else seen
     with futures.ThreadPoolExecutor(threads) as executor:
-        pieces = iter(find_pieces(config))
-        ahead = collections.deque(executor.submit(read, piece) for piece in itertools.islice(pieces, 2 * threads))
+        left = iter(find_pieces(config) if pieces is None else pieces)
+        ahead = collections.deque(executor.submit(read, piece) for piece in itertools.islice(left, 2 * threads))
         while ahead:
             texts, part = ahead.popleft().result()
-            ahead.extend(executor.submit(read, piece) for piece in itertools.islice(pieces, 1))
+            ahead.extend(executor.submit(read, piece) for piece in itertools.islice(left, 1))
             skipped.update(part)
             for text in texts:
                 if config.drop_duplicates:
@@ -285,13 +287,14 @@ def read_both_paths(config: DataConfig, skipped: Skipped, *, takes_bytes: bool,
     """
     read = functools.partial(read_corpus, skipped=skipped, takes_bytes=takes_bytes, vocab_size=vocab_size, seen=set())
     other = held_out(config)
+    pieces = find_pieces(config)  # before anything is read, to tell of a wrong path at once
     if other is not None:
         try:
             for text in read(other):
                 yield Text(HELD_OUT + text.name, HELD_OUT + text.group, text.content)
         except ValueError as error:
             raise ValueError(f"data.validation_path, read like data.path: {error}") from error
-    yield from read(config)
+    yield from read(config, pieces=pieces)
 
 
 def split_by_config(groups: Iterable[str], config: DataConfig, skipped: Skipped) -> dict[str, frozenset[str]]:

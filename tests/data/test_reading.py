@@ -94,8 +94,9 @@ def two_folders(write_folder):
                       validation_fraction=0.9)
 
 
-def test_validation_path_is_held_out_and_the_rest_trained_on(two_folders):
+def test_validation_path_is_held_out_and_the_rest_trained_on(two_folders, caplog):
     corpus = open_corpus(two_folders)
+    assert "1 documents are in data.validation_path=" in caplog.text and "too (such as same.txt)" in caplog.text
     assert contents(corpus, "validation") == [b"held out", b"on both sides"]
     assert contents(corpus, "train") == [b"on both sides", *(f"train {i}".encode() for i in range(5))]
     assert corpus.parts["files"].num_groups == {"train": 6, "validation": 2} and corpus.num_documents == 8
@@ -107,8 +108,9 @@ def test_validation_path_is_held_out_and_the_rest_trained_on(two_folders):
     assert held_out(held_out(two_folders)) is None
 
 
-def test_duplicates_stay_held_out(two_folders):
+def test_duplicates_stay_held_out(two_folders, caplog):
     corpus = open_corpus(dataclasses.replace(two_folders, drop_duplicates=True))
+    assert "data.validation_path" not in caplog.text
     assert contents(corpus, "validation") == [b"held out", b"on both sides"]
     assert contents(corpus, "train") == [f"train {i}".encode() for i in range(5)]
     assert "1 duplicate skipped (such as same.txt)" in corpus.summary()
@@ -129,6 +131,8 @@ def test_a_validation_path_that_will_not_do(two_folders, write_folder):
     missing = dataclasses.replace(two_folders, validation_path=f"{two_folders.validation_path}s")
     with pytest.raises(ValueError, match=r"data\.validation_path, read like data\.path: .*helds' does not exist\. Did"):
         open_corpus(missing)
+    with pytest.raises(ValueError, match=r"data\.validation_path='x' is not read by data\.source='stdlib': leave it"):
+        open_corpus(DataConfig(source="stdlib", validation_path="x"))
     empty = write_folder({"a.txt": ""}, "empty")
     with pytest.raises(ValueError, match=r"data\.validation_path='.*empty' holds no document that passes the filters; "
                                          r"1 empty skipped \(such as a\.txt\): name text to hold out"):

@@ -19,7 +19,7 @@ WILDCARDS = re.compile(r"[*?\[]")
 
 INSTEAD = {
     "path": "set data.source='files' to train on it, or leave data.path empty",
-    "field": "leave it out; a source of whole files has no fields",
+    "field": "leave it out, or set data.source to one that has fields, such as 'jsonl'",
     "extensions": 'leave it out, or choose the files by a glob in data.path, such as "folder/**/*.x"; only '
                   "data.source='files' reads endings",
     "validation_path": "leave it out: a share of the documents, data.validation_fraction, is held out",

@@ -1,5 +1,6 @@
 """Which files a source finds, and what it says when it finds none."""
 
+import errno
 import importlib.util
 import os
 import pathlib
@@ -167,6 +168,18 @@ def test_extensions_without_a_dot(write_folder):
     assert names("Makefile", "_test.py") == ["c_test.py", "src/Makefile"]
     with pytest.raises(ValueError, match=r"data\.extensions=\('\.py', ''\) has an empty one.*leave it out"):
         names(".py", "")
+
+
+@pytest.mark.parametrize("path", ["", "/**/*.py"])
+def test_a_folder_that_cannot_be_listed(project, monkeypatch, path):
+    def scandir(folder, of_python=os.scandir):
+        if os.fspath(folder).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(folder))
+        return of_python(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"data\.path='.*': .*/src/deep cannot be read \(Permission denied\): make it"):
+        open_corpus(DataConfig(source="files", path=project + path))
 
 
 def test_a_link_to_nothing_is_not_proposed_for_itself(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtp_jax.config import DataConfig
 
-SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages")
+SKIPPED_FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages", "lost+found")
 WILDCARDS = re.compile(r"[*?\[]")
 
 INSTEAD = {
@@ -147,12 +147,20 @@ def remedy(path: str, error: Exception) -> str:
 
 
 def walk(root) -> Iterator[str]:
-    """Yields the paths under `root`, relative and with slashes, of files that are neither hidden nor caches."""
+    """Yields the paths under `root`, relative and with slashes, of files that are neither hidden nor caches.
+
+    Raises:
+      OSError: a folder cannot be listed.
+    """
+    def refused(error: OSError) -> None:  # by default its files would be left out without a word
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     def plain(path) -> str:  # some bucket backends walk without the scheme that they were asked with
         return os.fspath(path).split("://")[-1].lstrip("/")
 
     local = not is_remote(os.fspath(root))
-    for folder, subfolders, names in root.walk():
+    for folder, subfolders, names in root.walk(on_error=refused):
         # Pruned in place where the file system allows it; the test below holds where it does not.
         subfolders[:] = [name for name in subfolders if not _skipped(name)]
         inside = pathlib.PurePosixPath(plain(folder)).relative_to(plain(root))

@@ -94,9 +94,9 @@ def find_pieces(config: DataConfig) -> list[Piece]:
     except Exception as error:
         if not comes_from_storage(config.path, error):
             raise
-        name = getattr(error, "filename", None)
-        raise ValueError(f"{where(config)}{f': {name}' if name and name != config.path else ''} cannot be read ({_reason(error)}): "
-                         f"{remedy(config.path, error)}.") from error
+        name = getattr(error, "filename", None) or config.path
+        place = where(config) if name == config.path else f"{where(config)}: {name}"
+        raise ValueError(f"{place} cannot be read ({_reason(error)}): {remedy(config.path, error)}.") from error
     pieces = sorted((item if isinstance(item, Piece) else _alone(item) for item in found),
                     key=lambda piece: piece.name)
     for first, second in zip(pieces, pieces[1:]):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.reading import Skipped, content_bytes, read_both_paths, split_by_config, where
-from mtp_jax.data.split import shuffled_names
+from mtp_jax.data.reading import Skipped, content_bytes, find_pieces, prepared_threshold, read_both_paths, split_corpus
+from mtp_jax.data.sources.base import where
+from mtp_jax.data.split import is_held_out, shuffled_names
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.data.tokenizer_files import HuggingFaceTokenizer
 
@@ -90,8 +91,8 @@ def train_bpe(config: DataConfig, *, vocab_size: int, sample_bytes: int = 0,
     if sample_bytes < 0:
         raise ValueError(f"sample_bytes={sample_bytes} must be at least 0, which stands for all.")
     sizes, skipped = _sizes(config, progress)
-    split = split_by_config(sizes, config, skipped)
-    training, held = _drawn(sizes, split["train"], sample_bytes, config.seed), split["validation"]
+    training, held = _split(sizes, config, skipped)
+    training = _drawn(sizes, training, sample_bytes, config.seed)
     counts = {"train": 0, "validation": 0}
     num_bytes = {"train": 0, "validation": 0}
     measured: list[bytes] = []
@@ -149,6 +150,16 @@ def _sizes(config: DataConfig, progress: bool) -> tuple[dict[str, int], Skipped]
         raise ValueError(f"{where(config)} holds no text{f' ({skipped})' if skipped.count else ''}: name a corpus of "
                          "UTF-8 text.")
     return sizes, skipped
+
+
+def _split(groups: Iterable[str], config: DataConfig, skipped: Skipped) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns (groups that a run trains on, whether it reads the corpus or a prepared one; groups held out by it)."""
+    split = split_corpus(groups, config, skipped)
+    if config.validation_path:
+        return split["train"], split["validation"]
+    threshold = prepared_threshold(find_pieces(config), config)
+    training = {group for group in split["train"] if not is_held_out(group, threshold=threshold, seed=config.seed)}
+    return frozenset(training) or split["train"], split["validation"]
 
 
 def _drawn(sizes: dict[str, int], training: frozenset[str], sample_bytes: int, seed: int) -> frozenset[str]:

@@ -16,7 +16,7 @@ from mtp_jax.config import DataConfig, check_choice
 from mtp_jax.data import pipeline
 from mtp_jax.data.mixture import Mixture
 from mtp_jax.data.prepared import open_prepared
-from mtp_jax.data.reading import HELD_OUT, SPLITS, Skipped, Text, content_bytes, read_both_paths, split_by_config, where
+from mtp_jax.data.reading import HELD_OUT, SPLITS, Skipped, Text, content_bytes, read_both_paths, split_corpus, where
 from mtp_jax.data.rows import RowSource, build_rows
 from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
@@ -247,7 +247,7 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
         raise ValueError(f"{where(config)} holds no document longer than one token ({len(ids)} documents{left_out}): "
                          "nothing can be predicted from it; name a corpus of UTF-8 text, and check its filters"
                          f"{ids_instead}.")
-    split = split_by_config(group_of.values(), config, skipped)
+    split = split_corpus(group_of.values(), config, skipped)
     order = shuffled_names(ids, seed=config.seed, purpose="documents")
     rows: dict[str, RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,

@@ -20,10 +20,10 @@ from mtp_jax.config import DataConfig
 from mtp_jax.data.sources import Document, NotText, Piece, find
 from mtp_jax.data.sources.base import where
 from mtp_jax.data.sources.paths import comes_from_storage, remedy
-from mtp_jax.data.split import split_groups
+from mtp_jax.data.split import split_groups, split_threshold
 
-__all__ = ["HELD_OUT", "SPLITS", "Skipped", "Text", "content_bytes", "find_pieces", "held_out", "read_both_paths",
-           "read_corpus", "read_piece", "split_by_config", "where"]
+__all__ = ["HELD_OUT", "SPLITS", "Skipped", "Text", "content_bytes", "find_pieces", "held_out", "prepared_threshold",
+           "read_both_paths", "read_corpus", "read_piece", "split_corpus", "where"]
 
 SPLITS = ("train", "validation")
 HELD_OUT = "validation:"  # before the names and groups of what data.validation_path holds
@@ -299,7 +299,7 @@ def read_both_paths(config: DataConfig, skipped: Skipped, *, takes_bytes: bool,
     yield from read(config, pieces=pieces)
 
 
-def split_by_config(groups: Iterable[str], config: DataConfig, skipped: Skipped) -> dict[str, frozenset[str]]:
+def split_corpus(groups: Iterable[str], config: DataConfig, skipped: Skipped) -> dict[str, frozenset[str]]:
     """Returns {"train", "validation"} -> groups: a share of all held out, or those of `config.validation_path`.
 
     Args:
@@ -326,3 +326,17 @@ def split_by_config(groups: Iterable[str], config: DataConfig, skipped: Skipped)
         raise ValueError(f"data.{field}={getattr(config, field)!r} holds no document that passes the filters"
                          f"{left_out}: name text to {'train on' if held else 'hold out'}.")
     return {"train": everything - held, "validation": held}
+
+
+def prepared_threshold(pieces: Sequence[Piece], config: DataConfig) -> int:
+    """Returns what `is_held_out` takes when a corpus is prepared, where no machine knows all its documents.
+
+    Of files the share is exact; of others, such as lines, each is drawn by itself.
+
+    Args:
+      pieces: of the corpus.
+      config: of one source.
+    """
+    # Empty files are in no split; where no size is known, all are counted.
+    groups = [piece.group for piece in pieces if piece.size] or [piece.group for piece in pieces]
+    return split_threshold(groups if all(groups) else None, fraction=config.validation_fraction, seed=config.seed)

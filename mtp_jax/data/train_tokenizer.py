@@ -18,7 +18,7 @@ from absl import flags
 
 from mtp_jax import commands
 from mtp_jax.config import DataConfig
-from mtp_jax.data.sources.paths import comes_from_storage, remedy
+from mtp_jax.data.sources.paths import check_reachable
 
 HELP = {
     "source": "Where documents come from, as in config.data.source: files, jsonl, stdlib, ...",
@@ -65,11 +65,6 @@ def main() -> NoReturn:
             write(DataConfig(**values | {"extensions": tuple(values["extensions"])}), **settings)
         except (ValueError, OSError) as error:
             return commands.fail(error)
-        except Exception as error:
-            if not comes_from_storage(own["output"].value, error):
-                raise
-            return commands.fail(f"--output={own['output'].value!r} cannot be written ({error}): "
-                                 f"{remedy(own['output'].value, error)}.")
         return 0
 
     commands.run(run, *data, *own)
@@ -95,6 +90,7 @@ def write(config: DataConfig, *, vocab_size: int, sample_bytes: int, output: str
     path = epath.Path(output).expanduser()
     if path.suffix != ".json":
         raise ValueError(f"--output={output!r} must end in .json: that is how data.tokenizer knows the file's kind.")
+    check_reachable("--output", output)
     if path.exists() and (path.is_dir() or not overwrite):
         raise ValueError(f"--output={output!r} exists: name another file" + (
             "." if path.is_dir() else ", or give --overwrite. Runs that were trained with it refuse another one."))

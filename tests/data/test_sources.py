@@ -182,6 +182,13 @@ def test_a_folder_that_cannot_be_listed(project, monkeypatch, path):
         open_corpus(DataConfig(source="files", path=project + path))
 
 
+@pytest.mark.parametrize("source", ["files", "jsonl", "array_record"])
+def test_a_prepared_corpus_is_no_other_source(write_folder, source):
+    path = write_folder(dict.fromkeys(("manifest.json", "train.index", "train-00000-of-00001.array_record"), "x"))
+    with pytest.raises(ValueError, match="is a prepared corpus, .*: set data.source='prepared'"):
+        sources.find(DataConfig(source=source, path=path))
+
+
 def test_a_link_to_nothing_is_not_proposed_for_itself(tmp_path):
     (tmp_path / "corpus").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"does not exist\. Set it to a folder"):

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from mtp_jax.config import DataConfig
 from mtp_jax.data import ByteTokenizer, Document, bpe, build_tokenizer, split_groups
 from mtp_jax.data.bpe import SMALLEST, measure, train_bpe
+from mtp_jax.data.prepare import make_plan
+from mtp_jax.data.reading import Skipped, read_both_paths
 from mtp_jax.data.sources import SOURCES
+from mtp_jax.data.split import is_held_out
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 WORDS = "the quick brown fox jumps over a lazy dog and then sleeps for an hour or two".split()
@@ -81,6 +84,19 @@ def test_a_folder_of_its_own_is_held_out(config, write_folder):
     copies = write_folder({"00.txt": (pathlib.Path(config.path) / "00.txt").read_bytes()}, folder="copies")
     with pytest.raises(ValueError, match=r"data\.path='.*copies' holds no document that passes the filters; .*1 dupl"):
         train_bpe(dataclasses.replace(without, path=copies), vocab_size=300)
+
+
+@pytest.mark.parametrize("source", ["jsonl", "files"])
+def test_what_is_held_out_of_a_prepared_corpus_is_not_read_either(tmp_path, source):
+    for i in range(40):
+        (tmp_path / f"{i}.jsonl").write_text(json.dumps({"text": f"{chr(0x4e00 + i) * 9} " * 60}) + "\n")
+    config = DataConfig(source=source, path=str(tmp_path), validation_fraction=0.25)
+    threshold = make_plan(config).settings.threshold
+    texts = list(read_both_paths(config, Skipped(), takes_bytes=False))
+    of_run, _ = split_groups([text.group for text in texts], fraction=0.25, seed=0)
+    of_both = {text.group for text in texts if not is_held_out(text.group, threshold=threshold, seed=0)} & of_run
+    assert (of_both < of_run) == (source == "jsonl")
+    assert train_bpe(config, vocab_size=262).num_documents == {"train": len(of_both), "validation": 10}
 
 
 def test_a_sample_is_drawn_from_the_training_documents(config):

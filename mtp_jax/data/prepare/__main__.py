@@ -20,6 +20,7 @@ from absl import flags
 
 from mtp_jax import commands
 from mtp_jax.config import DataConfig
+from mtp_jax.data.sources.paths import check_reachable
 from mtp_jax.data.train_tokenizer import define_flags
 
 UNFINISHED, INTERRUPTED = 75, 130  # exit status after SIGTERM and after Ctrl-C, as in training
@@ -87,6 +88,7 @@ def write(config: DataConfig, output: str, processes: int | None, beam_options: 
         raise ValueError(f"--processes={processes} is for this machine, and what follows -- for Apache Beam: give one.")
     if beam_options is not None:
         beam.quieten()
+    check_reachable("--output", output)
     folder = epath.Path(output).expanduser()
     start = time.perf_counter()
     plan = make_plan(config)

@@ -14,9 +14,9 @@ from typing import Any
 
 from mtp_jax.config import DataConfig
 from mtp_jax.data.manifest import FORMAT
-from mtp_jax.data.reading import find_pieces, held_out, where
+from mtp_jax.data.reading import find_pieces, held_out, prepared_threshold, where
 from mtp_jax.data.sources import Piece
-from mtp_jax.data.split import shuffled_names, split_threshold
+from mtp_jax.data.split import shuffled_names
 from mtp_jax.data.tokenizer import build_tokenizer
 
 NUM_SHARDS = 64  # aimed at: enough to keep the processes of one machine busy to the end
@@ -152,9 +152,7 @@ def make_plan(config: DataConfig, *, min_shard_bytes: int = MIN_SHARD_BYTES,
     facts = {"format": FORMAT, **{name: getattr(config, name) for name in FIELDS},
              "extensions": list(config.extensions), "tokenizer": tokenizer.hash, "shard_bytes": target,
              "pieces": f"{len(everything):,} pieces of {size:,} bytes ({listing.hexdigest()[:16]})"}
-    # Empty files are in no split; where no size is known, all are counted.
-    groups = [piece.piece.group for piece in everything if piece.piece.size] or [p.piece.group for p in everything]
-    threshold = split_threshold(groups if all(groups) else None, fraction=config.validation_fraction, seed=config.seed)
+    threshold = prepared_threshold([piece.piece for piece in everything], config)
     return Plan(Settings(config, len(shards), threshold, facts), tuple(shards))
 
 

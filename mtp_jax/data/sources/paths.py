@@ -82,6 +82,9 @@ def find_files(config: DataConfig, kind: str, endings: Sequence[str] = ()) -> li
         if not found:
             raise ValueError(f"data.path={config.path!r} is a folder without files (hidden ones do not count): "
                              f"put {kind} into it, or name another folder.")
+        if {"manifest.json", "train.index"}.issubset(found):
+            raise ValueError(f"data.path={config.path!r} is a prepared corpus, of which data.source={config.source!r} "
+                             "would take the held-out part for training: set data.source='prepared'.")
         names = [name for name in found if not endings or name.endswith(tuple(endings))]
         if not names:
             raise ValueError(f"data.path={config.path!r} is a folder without files that end in {', '.join(endings)}; "
@@ -122,6 +125,26 @@ def open_binary(path: str) -> Any:
     from etils import epath
 
     return epath.Path(path).open("rb") if is_remote(path) else open(path, "rb")
+
+
+def check_reachable(name: str, path: str) -> None:
+    """Checks that the bucket of a path to write to answers; a local path is not looked at.
+
+    Args:
+      name: of the setting, for messages.
+      path: need not exist.
+
+    Raises:
+      ValueError: its library is missing, or it refuses.
+    """
+    from etils import epath
+
+    try:
+        _raise_if_unreachable(epath.Path(path))
+    except Exception as error:
+        if not comes_from_storage(path, error):
+            raise
+        raise ValueError(f"{name}={path!r} cannot be written ({error}): {remedy(path, error)}.") from error
 
 
 def comes_from_storage(path: str, error: Exception) -> bool:

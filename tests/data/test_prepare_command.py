@@ -156,7 +156,7 @@ def test_wrong_input_is_told_in_one_line(tmp_path):
     (["--source=jsnl"], "jsonl"), (["--path=nowhere", "--source=files"], "does not exist"),
     (["--source=prepared", "--path=x"], "holds tokens and no documents"),
     (["--validation_fraction=2"], "must lie between 0 and 1"), (["--tokenizer=nowhere.json"], "nowhere.json"),
-    (["--processes=0"], "processes"), (["--source=stdlib", "--output=gs://mine/x"], "--output='gs://mine/x' cannot be")])
+    (["--processes=0"], "processes"), (["--source=stdlib", "--output=gs://mine/x"], "cannot be written")])
 def test_wrong_flags_are_told(tmp_path, flags, words):
     done = run(f"--output={tmp_path / 'out'}", *flags)
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

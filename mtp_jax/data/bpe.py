@@ -1,7 +1,8 @@
 """Trains a byte-level BPE on the training documents of a corpus.
 
 Byte-level: every one of the 256 bytes is in the vocabulary, so that any text has ids and comes back from them exactly.
-Held-out documents are those of a run with the same source, filters, seed and fraction; the tokenizer never sees them.
+Held-out documents are those of a run with the same source, filters, seed and fraction, be the corpus read or prepared;
+the tokenizer never sees them.
 """
 
 from __future__ import annotations

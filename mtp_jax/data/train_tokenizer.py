@@ -3,7 +3,7 @@
     python -m mtp_jax.data.train_tokenizer --source=stdlib --vocab_size=4096 --output=tokenizer.json
 
 It reads the documents that a run with the same source, filters, seed and validation_fraction trains on, and none of
-those that the run holds out. `--config.data.tokenizer=tokenizer.json` then trains with it.
+those that the run or prepare holds out. `--config.data.tokenizer=tokenizer.json` then trains with it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class MixtureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The token stream. Identity, but for `num_workers` and `validation_batches`."""
+    """The token stream. Identity, but for `num_workers` and `validation_batches`, and for paths to the same content."""
 
     source: str = "stdlib"  # where documents come from, by name; see docs/data.md
     path: str = ""  # what the source reads: a folder, a file, a glob such as "src/**/*.py", a TFDS name; or a bucket's

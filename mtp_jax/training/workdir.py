@@ -14,6 +14,7 @@ from mtp_jax.config import Config, differences, dumps, free_on_resume, with_defa
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+PLACES = ("path", "validation_path", "tokenizer")  # of data: where it lies; the hash tells whether it is the same
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any] | None:
@@ -60,7 +61,9 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
     changed = differences(with_defaults(stored), config)  # what did not exist when it was written was as by default
     if stored.get("corpus_hash") != corpus_hash:
         changed["corpus_hash"] = (stored.get("corpus_hash"), corpus_hash)
-    fixed = {name: values for name, values in changed.items() if not free_on_resume(name)}
+    same = "corpus_hash" not in changed
+    fixed = {name: values for name, values in changed.items()
+             if not free_on_resume(name) and not (same and _only_moved(name, *values))}
     if fixed:
         lines = "".join(f"\n  {name}: the workdir has {old!r}, this run {new!r}" for name, (old, new) in fixed.items())
         hint = (" The corpus itself changed: its files or the tokenizer's were edited, or another Python brought "
@@ -78,6 +81,15 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
         for name in follow:
             logging.warning("train.num_steps went from %r to %r, and %s spans train.num_steps: the schedule jumps. Set "
                             "its schedule_steps to keep it as it was.", *changed["train.num_steps"], name)
+
+
+def _only_moved(name: str, old: Any, new: Any) -> bool:
+    """Tells whether a field that changed says no more than where the data lie."""
+    if name != "data.mixture":
+        return name in [f"data.{place}" for place in PLACES]
+    parts = [[{key: value for key, value in part.items() if key not in PLACES} for part in mixture]
+             for mixture in (old, new)]
+    return parts[0] == parts[1]
 
 
 def write_config(workdir: epath.Path, config: Config, corpus_hash: str) -> None:

@@ -88,6 +88,16 @@ def test_another_mixture_is_another_run(mixed, finished):
         prepare.prepare(configs.from_dict(values), finished.workdir)
 
 
+def test_a_corpus_that_was_moved_is_the_same_run(mixed, finished, prose, tmp_path):
+    copy = shutil.copytree(finished.workdir, tmp_path / "run")
+    values = configs.to_dict(mixed(optimizer__schedule_steps=8))
+    values["data"]["mixture"][1]["path"] = str(shutil.copytree(prose, tmp_path / "elsewhere"))
+    assert prepare.prepare(configs.from_dict(values), copy).train() == signals.DONE
+    (tmp_path / "elsewhere" / "0.txt").write_text("Another text of the same name.")
+    with pytest.raises(ValueError, match=r"(?s)holds another run:.*data.mixture: .*elsewhere.*corpus_hash"):
+        prepare.prepare(configs.from_dict(values), finished.workdir)
+
+
 def test_a_workdir_from_before_a_field_existed_goes_on(mixed, finished, tmp_path):
     copy = shutil.copytree(finished.workdir, tmp_path / "old")
     stored = json.loads((copy / "config.json").read_text())

@@ -97,7 +97,7 @@ def test_resume_at_every_one_of_fifty_steps(corpora, unbroken, name):
             assert_equal(next(batches), unbroken[name][step])
 
 
-@pytest.mark.parametrize("name, workers, step", [("mixture", 1, 7), ("mixture", 2, 25), ("edges", 2, 32)])
+@pytest.mark.parametrize("name, workers, step", [("edges", 1, 32), ("mixture", 2, 25)])
 def test_workers_go_on_where_none_stopped(corpora, unbroken, name, workers, step):
     assert_continues(corpora[name], unbroken[name], step, 3, workers=workers)
 
@@ -137,7 +137,7 @@ def test_every_setting_saves_and_restores_the_same_number(corpora, unbroken, nam
         assert_continues(corpora[name], unbroken[name], step, count, workers=workers, hosts=hosts)
 
 
-@pytest.mark.parametrize("before, after", [((0, 2), (0, 4)), ((0, 4), (0, 1)), ((0, 1), (2, 2)), ((1, 2), (0, 1))])
+@pytest.mark.parametrize("before, after", [((0, 2), (0, 4)), ((0, 4), (0, 1)), ((0, 1), (1, 2)), ((2, 1), (0, 4))])
 def test_changing_workers_or_hosts_between_save_and_restore_changes_nothing(corpora, unbroken, before, after):
     batches, state = read(corpora["mixture"], 5, *before)
     more, end = read(corpora["mixture"], 4, *after, start_row=state["next_row"])

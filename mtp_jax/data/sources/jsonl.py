@@ -15,7 +15,7 @@ from mtp_jax.data.sources.base import Document, NotText, Piece, register_source,
 from mtp_jax.data.sources.fields import look_up, missing, names_of, no_string
 from mtp_jax.data.sources.paths import File, find_files, open_binary, refuse
 
-PIECE_BYTES = 32 * 1024**2  # so large that a piece costs nothing beside its lines, so small that many share the work
+PIECE_BYTES = 8 * 1024**2  # so large that a piece costs nothing beside its lines, so small that many share the work
 COMPRESSED = (".gz", ".bz2", ".zst")
 ENDINGS = tuple(kind + compressed for kind in (".jsonl", ".ndjson", ".json") for compressed in ("", *COMPRESSED))
 BOM = b"\xef\xbb\xbf"

@@ -84,6 +84,9 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
                          f"was prepared with {manifest.tokenizer['name']!r}, {manifest.tokenizer['hash'][:16]}: its "
                          f"ids mean other text. Set --config.data.tokenizer={remedy}, or prepare the corpus anew.")
     _check_sizes(folder, manifest)
+    with _lock:
+        for key in [key for key in _readers if key[0].startswith(f"{os.fspath(folder)}/")]:
+            _readers.pop(key).close()  # the files may have been replaced since
     return Prepared(manifest, {
         name: PreparedRows(os.fspath(folder), split, dtype=manifest.dtype, seq_len=config.seq_len,
                            bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id)

@@ -227,9 +227,13 @@ def test_a_file_that_is_cut_short_is_named(config, folder, file):
 
 
 def test_damage_inside_a_shard_names_it(config, folder):
-    path = folder / open_corpus(config).parts["prepared"].rows["train"]._split.shards[1].file
+    rows = open_corpus(config).parts["prepared"].rows["train"]
+    for row in range(len(rows)):
+        rows[row]
+    path = folder / rows._split.shards[1].file
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
+    path.unlink()  # another file takes the place of the one that is open
     path.write_bytes(data)
     rows = open_corpus(config).parts["prepared"].rows["train"]
     with pytest.raises(ValueError, match=f"{path.name} is damaged.*hash mismatch"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -190,6 +191,18 @@ def test_other_settings_are_refused_and_named(config, plan, tmp_path):
     before = contents(tmp_path / "out")
     assert prepare(plan, tmp_path / "out").documents == 11  # finished: nothing is done
     assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_that_cannot_be_locked_is_written_all_the_same(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.EBADF, "Bad file descriptor")  # as NFS says of a folder
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with local_module.alone(tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+    monkeypatch.undo()
+    with pytest.raises(BlockingIOError), local_module.alone(tmp_path / "out"):
+        raise BlockingIOError("of something else")
 
 
 def test_folders_of_others_are_left_alone(plan, tmp_path):

@@ -15,6 +15,8 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from absl import logging
+
 from mtp_jax.data.manifest import Manifest
 from mtp_jax.data.prepare.folder import begin, finish, finished, sweep, tidy
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard
@@ -161,7 +163,9 @@ def _digest(settings: Settings, shard: Shard) -> dict[int, bytes]:
 
 @contextlib.contextmanager
 def alone(output: Any) -> Iterator[None]:
-    """Makes the folder, and keeps a second command out of it while this one writes; in a bucket there is no way to.
+    """Makes the folder, and keeps a second command out of it while this one writes.
+
+    There is no way to in a bucket, nor on file systems that do not lock folders, such as NFS.
 
     Raises:
       ValueError: another command is writing, or the folder is a file.
@@ -175,10 +179,14 @@ def alone(output: Any) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"--output={output} is being written by another command: wait for it, or name another "
+                             "folder.") from error
+        except OSError as error:
+            logging.info("%s cannot be locked (%s): take care that no second command writes to it.", output,
+                         error.strerror)
         yield
-    except BlockingIOError as error:
-        raise ValueError(f"--output={output} is being written by another command: wait for it, or name another "
-                         "folder.") from error
     finally:
         os.close(lock)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shlex
 import threading
 import weakref
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     _check_settings(config, manifest)
     if tokenizer.hash != manifest.tokenizer["hash"]:
         file = manifest.tokenizer["file"]
-        remedy = folder / file if file else manifest.tokenizer["name"]
+        remedy = shlex.quote(os.fspath(folder / file) if file else manifest.tokenizer["name"])
         raise ValueError(f"data.tokenizer={config.tokenizer!r} has the hash {tokenizer.hash[:16]}, but {config.path} "
                          f"was prepared with {manifest.tokenizer['name']!r}, {manifest.tokenizer['hash'][:16]}: its "
                          f"ids mean other text. Set --config.data.tokenizer={remedy}, or prepare the corpus anew.")

@@ -14,6 +14,9 @@ starts at once; name yours, best prepared before (see docs/data.md), with a toke
 
     --config.data.source=prepared --config.data.path=gs://BUCKET/CORPUS --config.data.tokenizer=tokenizer.model
 
+A batch is 8 million tokens from 0.3b on, a quarter of a million below: --config.compute.microbatches=64 takes it in 64
+parts, where the line `memory` names more than a device has.
+
 To look at one step on a small machine, make batch and rows small and end the warm-up:
 
     python -m experiments.paper --workdir=runs/look --config.size=1m --config.data.batch_size=2 \\

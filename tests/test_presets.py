@@ -7,6 +7,7 @@ import pytest
 from mtp_jax import presets
 from mtp_jax.config import default_config, from_config_dict
 from mtp_jax.model import ModelSpec
+from mtp_jax.training.optimizer import learning_rate
 
 # Table S14: d_model, layers, attention heads, parameters outside the embeddings, total with a vocabulary of 32k.
 TABLE_S14 = {
@@ -118,6 +119,19 @@ def test_a_recipe_has_the_numbers_of_the_table(name):
     # The table's own total of CodeContests does not follow from its other columns: 3.4 by these, 3.6 as printed.
     total = config.data.batch_size * context * steps / 1e9
     assert total == pytest.approx(3.4 if name == "codecontests" else billions, abs=0.051)
+
+
+@pytest.mark.parametrize("name", TABLE_S13)
+def test_a_recipe_runs_and_has_the_papers_learning_rates(name):
+    _, steps, _, warmup, peak, _, ratio = TABLE_S13[name]
+    config = default_config()
+    presets.apply_recipe(config, name)
+    config = from_config_dict(config)
+    config.validate()
+    rate = learning_rate(config.optimizer, config.learning_rate_horizon)
+    last = peak * steps / warmup if steps < warmup else peak * ratio  # samsum ends at 60 % of the peak
+    assert float(rate(steps)) == pytest.approx(last, rel=1e-5)
+    assert float(rate(min(steps, warmup) // 2)) == pytest.approx(peak * (min(steps, warmup) // 2) / warmup, rel=1e-5)
 
 
 @pytest.mark.parametrize("size, recipe", [("1m", "induction"), ("300m", "induction"), ("1b", "induction"),

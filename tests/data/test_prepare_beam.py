@@ -195,6 +195,14 @@ def test_a_shard_that_beam_asks_for_twice_is_written_once(config, tmp_path):
 
 
 @on_beam
+@pytest.mark.parametrize("options", [["--runer=DataflowRunner"], ["--project=p", "--runer", "DataflowRunner"]])
+def test_a_misspelt_runner_does_not_run_on_this_machine(options, config, tmp_path):
+    with pytest.raises(ValueError, match="no flag '--runer'. Did you mean \"runner\""):
+        beam.prepare(plan_of(config), str(tmp_path / "beam"), options=options)
+    assert not (tmp_path / "beam").exists()
+
+
+@on_beam
 def test_counters_are_those_of_the_manifest(config, tmp_path):
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions

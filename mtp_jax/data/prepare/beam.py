@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from mtp_jax.config import nearest
 from mtp_jax.data.manifest import Manifest
 from mtp_jax.data.prepare.folder import begin, finish, finished, tidy
 from mtp_jax.data.prepare.local import alone
@@ -66,6 +67,8 @@ def prepare(plan: Plan, output: Any, *, options: Sequence[str] = ()) -> Manifest
     logging.disable(logging.WARNING)  # importing Beam warns where it lacks the packages for Google's cloud
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+        if not any(option.partition("=")[0] == "--runner" for option in options):
+            _check_flags(options)
     except ModuleNotFoundError as error:
         raise ValueError("flags after -- are for Apache Beam, which is not installed: in an environment of its own, "
                          "pip install -e '.[prepare]' -c constraints-prepare.txt") from error
@@ -191,6 +194,20 @@ def _write(task: tuple[int, Iterable[tuple[int, int]]], settings: Settings, outp
         for name, count in (("documents", split.file.documents), ("tokens", split.file.tokens), ("bytes", split.bytes)):
             Metrics.counter("prepare", name).inc(count)
     return index
+
+
+def _check_flags(options: Sequence[str]) -> None:
+    """Raises ValueError for a flag that Beam does not know: with a misspelt --runner all would run on this machine.
+
+    With a runner named Beam warns of them, for those of a job server for Flink or Spark are not known here.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parsers: list[Any] = []  # Beam's only one, which it shows to those that would add to it
+    known = PipelineOptions(list(options)).get_all_options(add_extra_args_fn=parsers.append)
+    for option in parsers[0].parse_known_args(list(options))[1]:
+        name = option.partition("=")[0]
+        raise ValueError(f"Apache Beam has no flag {name!r}.{nearest(name.lstrip('-'), list(known))}")
 
 
 def _check_reachable(plan: Plan, output: Any) -> None:

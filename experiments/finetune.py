@@ -8,9 +8,11 @@ left (section 3.6): n' = 1 keeps head 1, the next token's, and the trunk.
     python -m experiments.finetune --workdir=runs/six_heads --config.source_run=runs/code_bytes --config.num_heads=6
 
 Shape, objective, tokenizer and data are the source run's; --config.data.source=... and --config.data.path=... name
-another corpus, read with the same tokenizer. Heads 1 to n are taken over and further ones start fresh;
---config.init_from.heads says otherwise, such as "('fresh',)" for a new head on the old trunk. The recipe is the paper's
-for CodeContests, in proportion: a sixth of the source's peak learning rate, half of its steps, clipping at 0.1.
+another corpus, read with the same tokenizer; where the source has a mixture or a data.validation_path, set these too
+("()" and "" are none). Heads 1 to n are taken over and further ones start fresh; --config.init_from.heads says
+otherwise, such as "('fresh',)" for a new head on the old trunk. An anticausal head reads the later ones, so that
+what it says changes with their number at once; heads of the other kinds begin where they ended. The recipe is the
+paper's for CodeContests, in proportion: a sixth of the source's peak learning rate, half of its steps, clipping at 0.1.
 
 Expected: of experiments.stories, which ends at 1.97 bits per held-out byte for head 1, one head is left at 1.91 after
 520 more steps. What as many steps with both heads would have given was not measured.

@@ -37,6 +37,13 @@ def small(corpus, **changes):
     return configs.from_dict(values)
 
 
+def mixed(corpus, **changes):
+    """Returns a small config on a mixture of two sources, both of them the corpus, split in two ways."""
+    parts = (dict(name="most", path=str(corpus), weight=0.75),
+             dict(name="rest", path=str(corpus), weight=0.25, validation_fraction=0.4))
+    return small("", data__source="stdlib", data__mixture=parts, **changes)
+
+
 def command(corpus, workdir, **changes):
     """Returns the command line of a small run."""
     start = configs.flatten(configs.from_config_dict(code_bytes.get_config()))

@@ -1,4 +1,4 @@
-"""Two processes train one model: each reads its share of the rows, and a mesh that would mix them up is refused."""
+"""Two processes train on a mixture what one does: each reads its share; a mesh that would mix rows up is refused."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from mtp_jax.training import prepare, signals
-from tests.training.small_runs import ROOT, small
+from tests.training.small_runs import ROOT, mixed
 
 WORKER = pathlib.Path(__file__).with_name("process_worker.py")
 
@@ -33,15 +33,18 @@ def run_two(corpus, workdir, mesh):
 
 
 def losses(workdir):
-    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns the losses of all lines, and behind them those of head 1 on each source."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines] + [
+        line["sources"][name]["head_loss"][0] for line in lines if "sources" in line for name in ("most", "rest")]
 
 
 def test_two_processes_train_what_one_does(corpus, tmp_path):
     for status, _, err in run_two(corpus, tmp_path / "two", "data:2"):
         assert status == 0, err[-3000:]
-    one = prepare.prepare(small(corpus, optimizer__schedule_steps=8), tmp_path / "one")
+    one = prepare.prepare(mixed(corpus, optimizer__schedule_steps=8), tmp_path / "one")
     assert one.train() == signals.DONE
-    assert len(losses(tmp_path / "two")) == 10
+    assert len(losses(tmp_path / "two")) == 8 + 2 + 2 * 2
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
 

@@ -1,7 +1,7 @@
 """What do four heads say ahead of tokens instead of bytes? The demo's model on a byte-level BPE of 4,096 tokens.
 
-Hardware: 2 CPU cores, four and a half minutes. The corpus is the running Python's own standard library, which the tokenizer
-is made from too:
+Hardware: 2 CPU cores, four and a half minutes. The corpus is the running Python's own standard library, which the
+tokenizer is made from too:
 
     python -m mtp_jax.data.train_tokenizer --source=stdlib --vocab_size=4096 --output=runs/tokenizers/code_4096.json
     python -m experiments.code_bpe --workdir=runs/code_bpe

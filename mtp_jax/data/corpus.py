@@ -19,7 +19,7 @@ from mtp_jax.data.prepared import open_prepared
 from mtp_jax.data.reading import HELD_OUT, SPLITS, Skipped, Text, content_bytes, read_both_paths, split_corpus, where
 from mtp_jax.data.rows import RowSource, build_rows
 from mtp_jax.data.split import shuffled_names
-from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
+from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer, ids_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,7 +251,7 @@ def read_part(name: str, config: DataConfig, tokenizer: Tokenizer) -> Part:
     order = shuffled_names(ids, seed=config.seed, purpose="documents")
     rows: dict[str, RowSource] = {name: build_rows([ids[key] for key in order if group_of[key] in members],
                              bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-                             seq_len=config.seq_len, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
+                             seq_len=config.seq_len, dtype=ids_dtype(tokenizer.vocab_size))
             for name, members in split.items()}
     _warn_of_few_rows(rows, config)
     return Part(name=name, hash=digest.hexdigest(), rows=rows, num_documents=len(ids), skipped=str(skipped),

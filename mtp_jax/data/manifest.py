@@ -22,7 +22,6 @@ FORMAT = 1  # of the folder
 MANIFEST = "manifest.json"
 RECORD_TOKENS = 16_384  # ids a record: few enough to read one for a row, and enough that a record costs little
 INDEX_STEP = 512  # bounds between two that stay in memory
-SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +101,7 @@ class Manifest:
     @property
     def left_out(self) -> str:
         """What was skipped, in words; "" for nothing."""
-        skipped = Skipped()
-        skipped.count.update(self.skipped)
-        skipped.example.update(self.skipped_example)
-        return str(skipped)
+        return str(Skipped(self.skipped, self.skipped_example))
 
     def to_json(self) -> str:
         """Returns the text of manifest.json."""

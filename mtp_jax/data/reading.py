@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -43,6 +43,11 @@ class Text:
     group: str
     content: bytes | np.ndarray
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text, or of ids."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
+
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 of the content."""
@@ -52,9 +57,10 @@ class Text:
 class Skipped:
     """Counts documents that are left out, by reason, with one example each. Pickles, and adds up over processes."""
 
-    def __init__(self) -> None:
-        self.count: collections.Counter[str] = collections.Counter()
-        self.example: dict[str, str] = {}
+    def __init__(self, count: Mapping[str, int] | None = None, example: Mapping[str, str] | None = None) -> None:
+        """Starts with what was counted before, {reason: count} and {reason: name of a document}; by default nothing."""
+        self.count: collections.Counter[str] = collections.Counter(count)
+        self.example: dict[str, str] = dict(example or {})
 
     def add(self, reason: str, name: str) -> None:
         """Counts one document."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 import jax
 
 from mtp_jax.config import check_choice
+from mtp_jax.terminal import bar_size
 from mtp_jax.training.logs import Record
 
 LINE_SECONDS = 5.0  # plain lines of training come at most this often
@@ -52,14 +52,6 @@ def _heads(losses: Sequence[float | None]) -> str:
     return " ".join("-" if value is None else f"{value:.2f}" for value in losses)
 
 
-def _has_size(stream: TextIO) -> bool:
-    """Tells whether a terminal says how large it is; on one of no lines, as in some containers, tqdm hides its bar."""
-    try:
-        return os.get_terminal_size(stream.fileno()).lines > 0
-    except OSError:
-        return False
-
-
 class Progress:
     """Shows a run's progress on stderr. Only process 0 prints; elsewhere calls do nothing.
 
@@ -92,9 +84,8 @@ class Progress:
         if self._active and (mode == "bar" or (mode == "auto" and self._stream.isatty())):
             from tqdm import tqdm  # only where a bar is shown
 
-            size = {"dynamic_ncols": True} if _has_size(self._stream) else {"ncols": 100, "nrows": 24}
-            self._bar = tqdm(initial=first_step, total=num_steps, file=self._stream, unit="step", **size,
-                             bar_format="{percentage:3.0f}%|{bar:8}| {n}/{total}{postfix}")
+            self._bar = tqdm(initial=first_step, total=num_steps, file=self._stream, unit="step",
+                             **bar_size(self._stream), bar_format="{percentage:3.0f}%|{bar:8}| {n}/{total}{postfix}")
 
     def advance(self, step: int) -> None:
         """Moves to `step` steps done; cheap, for every step."""

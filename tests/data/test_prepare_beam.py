@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.manifest import SPLITS
 from mtp_jax.data.prepare import beam, begin, digests, find_duplicates, local, make_plan, write_shard
 from mtp_jax.data.prepare.shard import WORK
+from mtp_jax.data.reading import SPLITS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STORIES = ROOT.parent / "shared" / "data" / "childrens_stories"

@@ -12,11 +12,11 @@ import numpy as np
 
 from mtp_jax import __version__
 from mtp_jax.config import DataConfig
-from mtp_jax.data.manifest import FORMAT, INDEX_STEP, MANIFEST, SPLITS, Manifest, SplitFiles, read_manifest
+from mtp_jax.data.manifest import FORMAT, INDEX_STEP, MANIFEST, Manifest, SplitFiles, read_manifest
 from mtp_jax.data.prepare.plan import Plan, Shard, differences
-from mtp_jax.data.prepare.shard import WORK, ShardInfo, lengths_file, read_info, replacing, token_dtype
-from mtp_jax.data.reading import Skipped, where
-from mtp_jax.data.tokenizer import TOKENIZERS, Tokenizer, build_tokenizer
+from mtp_jax.data.prepare.shard import WORK, ShardInfo, lengths_file, read_info, replacing
+from mtp_jax.data.reading import SPLITS, Skipped, where
+from mtp_jax.data.tokenizer import TOKENIZERS, Tokenizer, build_tokenizer, ids_dtype
 
 PLAN = "plan.json"  # in WORK: the settings that the shards there were written with
 
@@ -97,9 +97,7 @@ def finish(plan: Plan, output: Any) -> Manifest:
         infos.append(info)
     skipped = Skipped()
     for info in infos:
-        skipped.count.update(info.skipped)
-        for reason, name in info.skipped_example.items():
-            skipped.example[reason] = min(name, skipped.example.get(reason, name))
+        skipped.update(Skipped(info.skipped, info.skipped_example))
     config, tokenizer = plan.settings.config, build_tokenizer(plan.settings.config)
     try:
         splits = {name: _join(name, infos, folder, skipped, config) for name in SPLITS}
@@ -113,7 +111,7 @@ def finish(plan: Plan, output: Any) -> Manifest:
         format=FORMAT, version=__version__, hash=content.hexdigest(),
         documents=sum(split.documents for split in splits.values()),
         tokens=sum(split.tokens for split in splits.values()), bytes=sum(split.bytes for split in splits.values()),
-        dtype=np.dtype(token_dtype(tokenizer)).name, tokenizer=_tokenizer_entry(config, tokenizer, folder),
+        dtype=np.dtype(ids_dtype(tokenizer.vocab_size)).name, tokenizer=_tokenizer_entry(config, tokenizer, folder),
         settings=plan.settings.facts, skipped=dict(sorted(skipped.count.items())),
         skipped_example=dict(sorted(skipped.example.items())), splits=splits)
     with replacing(folder / MANIFEST) as path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any, TextIO
+
+from mtp_jax.terminal import bar_size
 
 LINE_SECONDS = 5.0  # plain lines come at most this often
 
@@ -33,12 +34,8 @@ class Progress:
         if self._stream.isatty():
             from tqdm import tqdm  # only where a bar is shown
 
-            try:  # a terminal that does not say how large it is, as in some containers, would hide the bar
-                sized = os.get_terminal_size(self._stream.fileno()).lines > 0
-            except OSError:
-                sized = False
-            size = {"dynamic_ncols": True} if sized else {"ncols": 100, "nrows": 24}
-            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, file=self._stream, **size)
+            self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, file=self._stream,
+                             **bar_size(self._stream))
 
     def update(self, done: int) -> None:
         """Shows that `done` bytes are done, at times."""

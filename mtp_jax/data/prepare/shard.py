@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.manifest import RECORD_TOKENS, SPLITS, ShardFile
+from mtp_jax.data.manifest import RECORD_TOKENS, ShardFile
 from mtp_jax.data.prepare.plan import NumberedPiece, Settings, Shard
-from mtp_jax.data.reading import Skipped, Text, read_piece
+from mtp_jax.data.reading import SPLITS, Skipped, Text, read_piece
 from mtp_jax.data.split import is_held_out, name_digest
-from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
+from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer, ids_dtype
 
 WORK = "unfinished"  # folder in the output with what is needed until the last shard is done
 BATCH_BYTES = 2**20  # of text that is tokenized in one call
@@ -232,6 +232,7 @@ class _Stream:
 
     def __init__(self, tokenizer: Tokenizer, config: DataConfig):
         self._tokenizer = tokenizer
+        self._dtype = np.dtype(ids_dtype(tokenizer.vocab_size)).newbyteorder("<")  # on disk
         self._config = config
         self._waiting: list[Text] = []  # not tokenized yet
         self._waiting_bytes = 0
@@ -244,8 +245,7 @@ class _Stream:
 
     def add(self, text: Text) -> None:
         """Takes one document."""
-        size = len(text.content) if isinstance(text.content, bytes) else text.content.nbytes
-        self.bytes += size
+        self.bytes += text.num_bytes
         if text.group == text.name:
             self.own_groups += 1
         else:
@@ -253,7 +253,7 @@ class _Stream:
         key = name_digest(text.name, seed=self._config.seed, purpose="documents")
         self._keys.append(int.from_bytes(key[:8], "big"))
         self._waiting.append(text)
-        self._waiting_bytes += size
+        self._waiting_bytes += text.num_bytes
         if self._waiting_bytes >= BATCH_BYTES:
             self._tokenize()
 
@@ -263,7 +263,7 @@ class _Stream:
         order = np.argsort(np.frombuffer(self._keys, np.uint64), kind="stable")
         lengths = np.frombuffer(self._lengths, np.int64)
         starts = np.cumsum(lengths) - lengths
-        from_tokens = np.concatenate(self._tokens) if self._tokens else np.empty(0, token_dtype(self._tokenizer))
+        from_tokens = np.concatenate(self._tokens) if self._tokens else np.empty(0, self._dtype)
         self._tokens.clear()
         bounds = np.zeros(len(order) + 1, np.int64)
         np.cumsum(lengths[order] + 2, out=bounds[1:])
@@ -284,7 +284,7 @@ class _Stream:
         for text in self._waiting:
             ids = next(encoded) if isinstance(text.content, bytes) else text.content
             self._lengths.append(len(ids))
-            tokens.append(ids.astype(token_dtype(self._tokenizer)))
+            tokens.append(ids.astype(self._dtype))
         self._tokens.append(np.concatenate(tokens))  # many small arrays would take more memory than their content
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -297,7 +297,7 @@ def _reported(piece: NumberedPiece, config: DataConfig, skipped: Skipped, tokeni
     for text in read_piece(piece.piece, config, skipped, takes_bytes=tokenizer.takes_bytes,
                            vocab_size=tokenizer.vocab_size):
         yield text
-        step = min(len(text.content) if isinstance(text.content, bytes) else text.content.nbytes, piece.size - done)
+        step = min(text.num_bytes, piece.size - done)
         done += step
         report(step)
     report(piece.size - done)
@@ -323,11 +323,6 @@ def _write_records(path: pathlib.Path, tokens: np.ndarray) -> int:
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise
     return len(records)
-
-
-def token_dtype(tokenizer: Tokenizer) -> str:
-    """Returns the type of ids on disk."""
-    return "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.config import DataConfig, check_choice
-from mtp_jax.data.sources.base import Document, Piece, register_source, where
+from mtp_jax.data.sources.base import Document, Piece, ranges, register_source, where
 from mtp_jax.data.sources.local_copy import local_copy
 from mtp_jax.data.sources.paths import File, find_files, is_remote, refuse
 
@@ -43,8 +43,7 @@ def _cut(file: File, config: DataConfig) -> Iterator[Piece]:
     with _open(file, config) as reader:
         records = reader.num_records()
     count = min(-(-file.size // PIECE_BYTES), records)
-    bounds = [records * i // max(count, 1) for i in range(count + 1)]
-    for start, stop in zip(bounds[:-1], bounds[1:]):
+    for start, stop in ranges(records, count):
         yield Piece(file.name if count == 1 else f"{file.name}@{start:015d}", file.size * (stop - start) // records,
                     functools.partial(_documents, file, (start, stop), config))
 

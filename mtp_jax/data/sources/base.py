@@ -72,6 +72,12 @@ class Piece:
     group: str = ""
 
 
+def ranges(total: int, count: int) -> list[tuple[int, int]]:
+    """Returns [0, total) cut into `count` ranges of about the same size, for a source to make pieces of."""
+    bounds = [total * i // max(count, 1) for i in range(count + 1)]
+    return list(zip(bounds[:-1], bounds[1:]))
+
+
 Source = Callable[[DataConfig], Sequence[Document | Piece]]
 SOURCES: dict[str, Source] = {}
 

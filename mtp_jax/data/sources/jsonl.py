@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from mtp_jax.config import DataConfig
-from mtp_jax.data.sources.base import Document, NotText, Piece, register_source, where
+from mtp_jax.data.sources.base import Document, NotText, Piece, ranges, register_source, where
 from mtp_jax.data.sources.fields import look_up, missing, names_of, no_string
 from mtp_jax.data.sources.paths import File, find_files, open_binary, refuse
 
@@ -35,8 +35,7 @@ def cut(file: File, config: DataConfig, piece_bytes: int) -> Iterator[Piece]:
     A range owns the lines that start in it.
     """
     count = 1 if file.name.endswith(COMPRESSED) else max(-(-file.size // piece_bytes), 1)
-    bounds = [file.size * i // count for i in range(count + 1)]
-    for start, stop in zip(bounds[:-1], bounds[1:]):
+    for start, stop in ranges(file.size, count):
         # Zeros in front, so that names in order are offsets in order.
         name, span = (file.name, None) if count == 1 else (f"{file.name}@{start:015d}", (start, stop))
         yield Piece(name, stop - start, functools.partial(_documents, file, span, config))

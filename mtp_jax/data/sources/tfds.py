@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.config import DataConfig, nearest
-from mtp_jax.data.sources.base import Document, Piece, register_source, where
+from mtp_jax.data.sources.base import Document, Piece, ranges, register_source, where
 from mtp_jax.data.sources.fields import look_up, missing, names_of, no_string
 from mtp_jax.data.sources.paths import is_remote, nearest_sibling, refuse
 
@@ -54,11 +54,10 @@ def tfds(config: DataConfig) -> Sequence[Piece]:
     total = max(builder.info.splits.total_num_examples, 1)
     size = builder.info.dataset_size * len(examples) // total
     count = min(max(-(-size // PIECE_BYTES), 1), len(examples))
-    bounds = [len(examples) * i // max(count, 1) for i in range(count + 1)]
     label = f"{builder.info.full_name}#{split}"
     return [Piece(label if count == 1 else f"{label}@{start:015d}", size * (stop - start) // len(examples),
                   functools.partial(_documents, os.fspath(builder.data_path), split, start, stop, config))
-            for start, stop in zip(bounds[:-1], bounds[1:])]
+            for start, stop in ranges(len(examples), count)]
 
 
 def _documents(folder: str, split: str, start: int, stop: int, config: DataConfig) -> Iterator[Document]:

@@ -104,7 +104,7 @@ class Checkpointer:
                             errors.readable_bytes(needed), self._directory, errors.readable_bytes(free))
         try:
             manager.save(step, force=True, args=ocp.args.Composite(**{
-                reading.STATE: ocp.args.PyTreeSave(structure.nest(leaves)),
+                reading.STATE: ocp.args.PyTreeSave(structure.nest(leaves), save_args=_save_args(leaves)),
                 reading.EXTRA: ocp.args.JsonSave(extra)}))
         except Exception as error:
             raise self._failure(error, step, needed) from error
@@ -236,6 +236,17 @@ def _free_bytes(directory: epath.Path) -> int | None:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return shutil.disk_usage(path).free
+
+
+def _save_args(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how each leaf is cut into pieces: the parameters of each head apart, so that some can be read alone."""
+    import orbax.checkpoint as ocp
+
+    def apart(path: str, leaf: Any) -> bool:
+        return path.startswith(structure.PARAMS) and structure.has_head_axis(path.removeprefix(structure.PARAMS), leaf)
+
+    return structure.nest({path: ocp.SaveArgs(shard_axes=(0,) if apart(path, leaf) else ())
+                           for path, leaf in leaves.items()})
 
 
 def _manager(directory: epath.Path, config: CheckpointConfig) -> Any:

@@ -20,8 +20,7 @@ from mtp_jax.checkpoints import errors, integrity, reading, structure
 from mtp_jax.config import nearest
 
 FRESH = "fresh"  # the word for a head that keeps its random initial values
-_PARAMS = "params/"
-_UNEMBEDDING = "unembedding/kernel"
+_PARAMS = structure.PARAMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +33,18 @@ class LoadedParams:
     path: epath.Path  # of the checkpoint
 
 
-def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) -> LoadedParams:
+def load_params(path: epath.PathLike, *, like: Any = None, heads: int | None = None,
+                verify: bool = True) -> LoadedParams:
     """Reads the parameters of another run.
 
     Args:
       path: a workdir (its newest undamaged checkpoint), its `checkpoints`, or one `checkpoints/<step>`.
       like: parameters, or their ShapeDtypeStructs, whose leaves' shardings those of the same path take; one that does
         not divide the stored shape (another number of heads) is replicated over the same devices instead. None: numpy
-        arrays on the host.
+        arrays on the host, or with `heads` jax arrays on one device.
+      heads: read the parameters of the first so many heads only, and of their unembeddings where each has its own; the
+        others are neither read nor held. None: of all. (A checkpoint of before this could be asked for is read in
+        larger pieces; only those heads are held.)
       verify: compare every file with its checksum first.
 
     Returns:
@@ -49,6 +52,7 @@ def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) 
 
     Raises:
       CheckpointError: there is no checkpoint, it is damaged (for a workdir: each is), or it holds no parameters.
+      ValueError: `heads` is below 1, or more than there are.
     """
     checkpoint = _locate(_absolute(path), verify=verify)
     stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
@@ -56,11 +60,14 @@ def load_params(path: epath.PathLike, *, like: Any = None, verify: bool = True) 
     if not stored:
         raise errors.CheckpointError(f"The checkpoint {checkpoint} holds no parameters (nothing under {_PARAMS}): name "
                                      "a checkpoint that mtp_jax wrote.")
+    if heads is not None:
+        stored = _first_heads(stored, heads)
     wanted: dict[str, Any] = dict(stored)
-    if like is not None:
+    if like is not None or heads is not None:
         targets = structure.flatten(like)
         wanted = {name: structure.placed(leaf, _sharding(leaf, targets.get(name))) for name, leaf in stored.items()}
-    arrays = reading.read_arrays(checkpoint, {_PARAMS + name: leaf for name, leaf in wanted.items()})
+    arrays = reading.read_arrays(checkpoint, {_PARAMS + name: leaf for name, leaf in wanted.items()},
+                                 first_rows=heads is not None)
     params = structure.nest({name.removeprefix(_PARAMS): array for name, array in arrays.items()})
     return LoadedParams(params, int(checkpoint.name), reading.read_extra(checkpoint), checkpoint)
 
@@ -132,8 +139,7 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 def _mapped(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Tells whether a parameter has one entry a head, which init_from.heads maps."""
-    return name.startswith("heads/") or (name == _UNEMBEDDING and all(
-        len(leaf.shape) == 3 for leaf in (old.get(name), new.get(name)) if leaf is not None))
+    return all(structure.has_head_axis(name, leaf) for leaf in (old.get(name), new.get(name)) if leaf is not None)
 
 
 def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any]) -> list[int | None]:
@@ -191,6 +197,15 @@ def _divides(sharding: Any, shape: tuple[int, ...]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _first_heads(stored: Mapping[str, structure.Leaf], heads: int) -> dict[str, structure.Leaf]:
+    """Returns the leaves with the first so many entries of those that have one a head."""
+    there = _count_heads(stored)
+    if not 1 <= heads <= there:
+        raise ValueError(f"heads={heads}, but the checkpoint has {there}: ask for 1 to {there}.")
+    return {name: structure.Leaf((heads, *leaf.shape[1:]), leaf.dtype) if structure.has_head_axis(name, leaf) else leaf
+            for name, leaf in stored.items()}
 
 
 def _count_heads(leaves: Mapping[str, Any]) -> int:

@@ -98,12 +98,15 @@ def read_extra(checkpoint: epath.Path) -> dict[str, Any]:
         return dict(reader.restore(checkpoint / EXTRA, args=ocp.args.JsonRestore()))
 
 
-def read_arrays(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct | structure.Leaf]) -> dict[str, Any]:
+def read_arrays(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct | structure.Leaf], *,
+                first_rows: bool = False) -> dict[str, Any]:
     """Reads some leaves of a checkpoint's state.
 
     Args:
       checkpoint: directory of one checkpoint.
       wanted: {path: ShapeDtypeStruct with a sharding} for a jax array laid out so, or {path: Leaf} for a numpy array.
+      first_rows: a jax array may be shorter than the stored one and is its first rows then; of parameters with one row
+        a head the others are not read, where this version of mtp_jax saved them.
 
     Returns:
       {path: array}, in the order of `wanted`.
@@ -112,7 +115,8 @@ def read_arrays(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruc
 
     def arguments(leaf):
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+            return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype,
+                                        strict=not first_rows)
         return ocp.RestoreArgs(restore_type=np.ndarray)
 
     items = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in wanted.items()}

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from mtp_jax.checkpoints import errors
 
+PARAMS = "params/"  # of a state: what the paths of its parameters begin with
+_UNEMBEDDING = "unembedding/kernel"
 _SHOWN = 20  # differences that an error lists
 
 
@@ -47,6 +49,16 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def has_head_axis(name: str, leaf: Any) -> bool:
+    """Tells whether a parameter has one entry a head on its first axis: a head's own, or one of N unembeddings.
+
+    Args:
+      name: path among the parameters.
+      leaf: anything with a shape.
+    """
+    return (name.startswith("heads/") and len(leaf.shape) > 0) or (name == _UNEMBEDDING and len(leaf.shape) == 3)
 
 
 def nbytes(leaves: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtp_jax.checkpoints import Checkpointer, CheckpointError, CheckpointMismatch, initialise_from, load_params
+from mtp_jax.checkpoints import checkpointer as checkpointing
 
 
 @pytest.fixture
@@ -65,6 +66,63 @@ def test_takes_the_shardings_of_the_new_model(workdir, params_of, assert_same):
     old = source["heads"]["mlp_norm"]["scale"]
     assert_same(np.asarray(made["heads"]["mlp_norm"]["scale"]),
                 np.stack([old[1], new["heads"]["mlp_norm"]["scale"][1], old[0], old[1]]))
+
+
+def bytes_read():
+    """Returns what tensorstore has read from files so far."""
+    import tensorstore
+
+    found = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return sum(value.get("value", 0) for metric in found for value in metric["values"])
+
+
+def first_heads(params, k):
+    """Returns the parameters with the first k of each that has one a head."""
+    def cut(path, leaf):
+        name = "/".join(key.key for key in path)
+        return leaf[:k] if name.startswith("heads/") or (name == "unembedding/kernel" and leaf.ndim == 3) else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
+@pytest.mark.parametrize("unembedding", ["shared", "replicated"])
+def test_heads_that_are_not_asked_for_are_neither_read_nor_held(tmp_path, state_of, config, assert_same, unembedding):
+    state = state_of(1, heads=4, width=2048, unembedding=unembedding)
+    with Checkpointer(tmp_path / "checkpoints", config()) as checkpointer:
+        checkpointer.save(1, state, {})
+    taken = {}
+    for k in (1, 3, 4):
+        before = bytes_read()
+        params = load_params(tmp_path, heads=k).params
+        taken[k] = bytes_read() - before
+        assert_same(params, first_heads(state.params, k))
+    one = sum(leaf[:1].nbytes for leaf in jax.tree.leaves(state.params["heads"]))
+    one += state.params["unembedding"]["kernel"][:1].nbytes if unembedding == "replicated" else 0
+    for k in (1, 3):  # normal draws of fp32 keep 92 % of their size under zstd
+        assert 0.85 * (4 - k) * one <= taken[4] - taken[k] <= (4 - k) * one
+
+
+def test_heads_of_an_older_checkpoint_are_cut(tmp_path, state_of, config, assert_same, monkeypatch):
+    state = state_of(1, heads=3)
+    monkeypatch.setattr(checkpointing, "_save_args", lambda leaves: None)  # as it was saved before
+    with Checkpointer(tmp_path / "checkpoints", config()) as checkpointer:
+        checkpointer.save(1, state, {})
+    assert_same(load_params(tmp_path, heads=2).params, first_heads(state.params, 2))
+
+
+def test_the_first_heads_take_the_shardings_asked_for(workdir, params_of):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec())),
+                        params_of(9, heads=1))
+    params = load_params(workdir, like=like, heads=1).params
+    assert all(got.sharding == want.sharding and got.shape == want.shape
+               for got, want in zip(jax.tree.leaves(params), jax.tree.leaves(like)))
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+def test_heads_that_are_not_there(workdir, heads):
+    with pytest.raises(ValueError, match=f"heads={heads}, but the checkpoint has 2: ask for 1 to 2"):
+        load_params(workdir, heads=heads)
 
 
 @pytest.mark.parametrize("heads", [(1, "fresh", 2), (2, 2, 1), ("fresh", "fresh", "fresh"), ("2", "fresh", "1")])

@@ -118,7 +118,8 @@ class Run:
                 Checkpointer(self.workdir / workdirs.CHECKPOINTS, self.config.checkpoint))
             state, step, next_row = self.initial_state(checkpointer)
             if self.is_first_process:
-                workdirs.write_config(self.workdir, self.config, self.corpus.hash)
+                workdirs.write_config(self.workdir, self.config, corpus_hash=self.corpus.hash,
+                                      tokenizer_hash=self.corpus.tokenizer.hash)
             log = stack.enter_context(RunLog(self.workdir, step=step, tensorboard=self.config.logging.tensorboard))
             progress = stack.enter_context(Progress(mode=self.config.logging.progress, first_step=step,
                                                     num_steps=self.config.train.num_steps))
@@ -232,7 +233,7 @@ class _Loop:
         self.checkpointer.save(step, state, {
             "data": self.batches.state(), "config": to_dict(self.config), "mesh": self.config.parallel.mesh,
             "process_count": jax.process_count(), "version": mtp_jax.__version__,
-            "corpus_hash": self.run_.corpus.hash})
+            "corpus_hash": self.run_.corpus.hash, "tokenizer_hash": self.run_.corpus.tokenizer.hash})
 
 
 class _Profiler:

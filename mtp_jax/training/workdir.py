@@ -92,11 +92,11 @@ def _only_moved(name: str, old: Any, new: Any) -> bool:
     return parts[0] == parts[1]
 
 
-def write_config(workdir: epath.Path, config: Config, corpus_hash: str) -> None:
+def write_config(workdir: epath.Path, config: Config, *, corpus_hash: str, tokenizer_hash: str) -> None:
     """Writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG_FILE
-    text = dumps(config, version=mtp_jax.__version__, corpus_hash=corpus_hash)
+    text = dumps(config, version=mtp_jax.__version__, corpus_hash=corpus_hash, tokenizer_hash=tokenizer_hash)
     if "://" in str(path):
         path.write_text(text)  # an object appears when its upload is complete
         return

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from mtp_jax.checkpoints import load_extra
+from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.training import prepare, signals
 from mtp_jax.training.loop import Meter, NonFiniteLoss
 from mtp_jax.training.program import Program
@@ -46,6 +48,7 @@ def test_a_run_leaves_what_the_design_says(unbroken):
     assert validation["validation_bits_per_byte"][0] == pytest.approx(validation["head_loss"][0] / np.log(2))
     stored = json.loads((unbroken / "config.json").read_text())
     assert stored["model"]["vocab_size"] == 259 and len(stored["corpus_hash"]) == 64 and stored["version"]
+    assert stored["tokenizer_hash"] == ByteTokenizer.hash == load_extra(unbroken)["tokenizer_hash"]
     assert {p.name for p in (unbroken / "checkpoints").iterdir()} == {"4", "8"}
     assert list(unbroken.glob("events.out.tfevents.*"))
 

@@ -16,6 +16,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks._beside import interval
 from mtp_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from mtp_jax.training.program import Program, build_program
 
@@ -44,13 +45,6 @@ class Stepper:
         self.state, metrics = self.program.train_step(self.state, self.batch)
         jax.block_until_ready(metrics)
         return time.perf_counter() - start
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Returns the 90 % bootstrap interval of the median."""
-    draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.05, 0.95])
-    return float(low), float(high)
 
 
 def main(argv: list[str]) -> None:

@@ -16,14 +16,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks._beside import Worker, interval, serve, take_turns
 
 LAYERS, ATTENTION_HEADS, B, L, V = 6, 4, 16, 256, 256
 
@@ -88,99 +87,37 @@ STEPS = {"jax": jax_step, "torch": torch_step}
 
 
 def work(side: str, d_model: int) -> None:
-    """Runs in a process of its own: for every line "steps" on stdin, one JSON line of what they took."""
+    """Runs in a process of its own."""
     step = STEPS[side](d_model)
     first = step()
     step()
-    print(json.dumps({"first_loss": first}), flush=True)
-    for line in sys.stdin:
-        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu}), flush=True)
-
-
-class Side:
-    """A worker process and what it has measured."""
-
-    def __init__(self, name: str, d_model: int, threads: int, seconds: float):
-        self.name = name
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.torch_step", "--work", name, str(d_model)], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores))
-        self.first_loss = self._answer()["first_loss"]
-        self.steps = max(1, round(2 * seconds / self._run(2)["seconds"]))
-
-    def _answer(self) -> dict[str, float]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line:
-            raise RuntimeError(f"The worker of {self.name!r} ended with status {self.process.wait()}.")
-        return json.loads(line)
-
-    def _run(self, steps: int) -> dict[str, float]:
-        assert self.process.stdin
-        print(steps, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def turn(self) -> dict[str, float]:
-        """Runs one turn; returns tokens per second of time and of CPU time, and how busy others kept the cores."""
-        before = _busy_seconds()
-        run = self._run(self.steps)
-        tokens = self.steps * B * L
-        others = _busy_seconds() - before - run["cpu_seconds"]
-        return {"rate": tokens / run["seconds"], "cpu_rate": tokens / run["cpu_seconds"],
-                "others": max(0.0, others) / run["seconds"] / (os.cpu_count() or 1)}
-
-    def close(self) -> None:
-        """Ends the worker."""
-        if self.process.stdin:
-            self.process.stdin.close()
-        self.process.wait()
-
-
-def _busy_seconds() -> float:
-    """Returns the CPU seconds that this machine has spent on processes since it started."""
-    with open("/proc/stat") as file:
-        fields = [int(x) for x in file.readline().split()[1:]]
-    user, nice, system, _, _, irq, softirq, steal = fields[:8]
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Returns the 90 % bootstrap interval of the median."""
-    draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.05, 0.95])
-    return float(low), float(high)
+    serve(step, {"first_loss": first})
 
 
 def case(d_model: int, pairs: int, seconds: float, threads: int) -> dict[str, Any]:
     """Measures one shape."""
-    sides = {name: Side(name, d_model, threads, seconds) for name in STEPS}
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
-    for pair in range(pairs):
-        for name in sorted(STEPS, reverse=bool(pair % 2)):
-            turns[name].append(sides[name].turn())
+    sides = {name: Worker("benchmarks.torch_step", "--work", name, str(d_model), threads=threads) for name in STEPS}
+    steps = {name: max(1, round(2 * seconds / side.turn(2)["seconds"])) for name, side in sides.items()}
+    turns = take_turns(sides, steps, pairs)
     for side in sides.values():
         side.close()
 
-    def values(name: str, key: str) -> np.ndarray:
-        return np.array([turn[key] for turn in turns[name]])
+    def rates(name: str, key: str) -> np.ndarray:
+        return np.array([steps[name] * B * L / turn[key] for turn in turns[name]])
 
-    ratios = values("jax", "rate") / values("torch", "rate")
+    ratios = rates("jax", "seconds") / rates("torch", "seconds")
+    cpu_ratios = rates("jax", "cpu_seconds") / rates("torch", "cpu_seconds")
     low, high = interval(ratios)
     return {
         "benchmark": "torch_step", "d_model": d_model, "num_layers": LAYERS, "num_heads": 1, "batch_size": B,
         "seq_len": L, "vocab_size": V, "threads": threads, "pairs": pairs,
-        "tokens_per_second": round(float(np.median(values("jax", "rate")))),
-        "torch_tokens_per_second": round(float(np.median(values("torch", "rate")))),
+        "tokens_per_second": round(float(np.median(rates("jax", "seconds")))),
+        "torch_tokens_per_second": round(float(np.median(rates("torch", "seconds")))),
         "ratio": round(float(np.median(ratios)), 3), "ratio_90": [round(low, 3), round(high, 3)],
-        "ratio_by_cpu_time": round(float(np.median(values("jax", "cpu_rate") / values("torch", "cpu_rate"))), 3),
+        "ratio_by_cpu_time": round(float(np.median(cpu_ratios)), 3),
         "others_busy": round(float(np.median([t["others"] for side in turns.values() for t in side])), 3),
-        "first_loss": round(sides["jax"].first_loss, 4), "torch_first_loss": round(sides["torch"].first_loss, 4),
+        "first_loss": round(sides["jax"].ready["first_loss"], 4),
+        "torch_first_loss": round(sides["torch"].ready["first_loss"], 4),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch", "transformers")},
     }
 

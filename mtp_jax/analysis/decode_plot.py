@@ -111,7 +111,7 @@ def _figure(ours: Mapping[tuple[int, str], Sequence[Record]], *, batch: int):
 
     figure = Figure(figsize=(11.0, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
-    models, texts = ([list(dict.fromkeys(key[place] for key in ours)) for place in (0, 1)])
+    models, texts = list(dict.fromkeys(n for n, _ in ours)), list(dict.fromkeys(text for _, text in ours))
     most = max(max(models), max(curve.num_heads for curve in PAPER))
     axes = figure.subplots(1, len(PANELS))
     for panel, (field, title, unit) in zip(axes, PANELS):

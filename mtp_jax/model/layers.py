@@ -15,6 +15,7 @@ from flax import nnx
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.model.attention import attention
+from mtp_jax.model.cached import BlockContext, KeysValues, cached_attention
 from mtp_jax.model.primitives import project, rms_norm, rotary, rotary_tables, swiglu
 from mtp_jax.parallel import constrain
 
@@ -92,18 +93,42 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(config, rngs, stack, C)
 
     def __call__(self, x_BxLxD: jax.Array, context: RowContext) -> jax.Array:
-        q_BxLxAxC = project(x_BxLxD, self.query[...])
-        k_BxLxKxC = project(x_BxLxD, self.key[...])
-        v_BxLxKxC = project(x_BxLxD, self.value[...])
-        if self.qk_norm:
-            q_BxLxAxC, k_BxLxKxC = self.query_norm(q_BxLxAxC), self.key_norm(k_BxLxKxC)
-        q_BxLxAxC, k_BxLxKxC = (rotary(x, context.cos_BxLxC, context.sin_BxLxC) for x in (q_BxLxAxC, k_BxLxKxC))
-        q_BxLxAxC = constrain(q_BxLxAxC, "batch", "length", "heads", None)
-        k_BxLxKxC = constrain(k_BxLxKxC, "batch", "length", "kv_heads", None)
-        v_BxLxKxC = constrain(v_BxLxKxC, "batch", "length", "kv_heads", None)
+        q_BxLxAxC = self.queries(x_BxLxD, context.cos_BxLxC, context.sin_BxLxC)
+        k_BxLxKxC, v_BxLxKxC = self.keys_values(x_BxLxD, context.cos_BxLxC, context.sin_BxLxC)
         o_BxLxAxC = attention(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, context.segments_BxL, context.positions_BxL,
                               kernel=context.kernel)
         return project(o_BxLxAxC, self.out[...], inputs=2)
+
+    def queries(self, x_BxLxD: jax.Array, cos_BxLxC: jax.Array, sin_BxLxC: jax.Array) -> jax.Array:
+        """Returns the rotated queries, [B, L, A, C]."""
+        q_BxLxAxC = project(x_BxLxD, self.query[...])
+        if self.qk_norm:
+            q_BxLxAxC = self.query_norm(q_BxLxAxC)
+        return constrain(rotary(q_BxLxAxC, cos_BxLxC, sin_BxLxC), "batch", "length", "heads", None)
+
+    def keys_values(self, x_BxLxD: jax.Array, cos_BxLxC: jax.Array, sin_BxLxC: jax.Array
+                    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the rotated keys and the values, each [B, L, K, C]."""
+        k_BxLxKxC = project(x_BxLxD, self.key[...])
+        v_BxLxKxC = project(x_BxLxD, self.value[...])
+        if self.qk_norm:
+            k_BxLxKxC = self.key_norm(k_BxLxKxC)
+        k_BxLxKxC = constrain(rotary(k_BxLxKxC, cos_BxLxC, sin_BxLxC), "batch", "length", "kv_heads", None)
+        return k_BxLxKxC, constrain(v_BxLxKxC, "batch", "length", "kv_heads", None)
+
+    def extend(self, x_BxRxD: jax.Array, context: BlockContext, memory: KeysValues | None, new: KeysValues
+               ) -> jax.Array:
+        """Attends from R positions of a block to what is cached and to the block itself; see `Block.extend`."""
+        q_BxRxAxC = self.queries(x_BxRxD, context.cos_BxQxC, context.sin_BxQxC)
+        if context.segments_BxQ is not None:  # a prompt as a whole: rows as in training
+            k_BxQxKxC, v_BxQxKxC = (jnp.swapaxes(x, 1, 2).astype(q_BxRxAxC.dtype)
+                                    for x in (new.keys_BxKxSxC, new.values_BxKxSxC))
+            positions_BxQ = jnp.broadcast_to(jnp.arange(x_BxRxD.shape[1]), x_BxRxD.shape[:2])
+            o_BxRxAxC = attention(q_BxRxAxC, k_BxQxKxC, v_BxQxKxC, context.segments_BxQ, positions_BxQ,
+                                  kernel=context.kernel)
+        else:
+            o_BxRxAxC = cached_attention(q_BxRxAxC, memory, new, context)
+        return project(o_BxRxAxC, self.out[...], inputs=2)
 
 
 class MLP(nnx.Module):
@@ -133,5 +158,37 @@ class Block(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array, context: RowContext) -> jax.Array:
         x_BxLxD = x_BxLxD + self.attention(self.attention_norm(x_BxLxD), context)
+        return self._finish(x_BxLxD)
+
+    def keys_values(self, x_BxQxD: jax.Array, context: BlockContext, dtype: jax.typing.DTypeLike) -> KeysValues:
+        """Returns what later positions will read of a block of new ones.
+
+        Args:
+          x_BxQxD: input of the layer.
+          context: of the block.
+          dtype: of the cache. Also the block reads its own keys and values so, for it may not matter for a token
+            whether its predecessor was read from the cache or stood in the same block.
+        """
+        k_BxQxKxC, v_BxQxKxC = self.attention.keys_values(self.attention_norm(x_BxQxD), context.cos_BxQxC,
+                                                          context.sin_BxQxC)
+        return KeysValues(jnp.swapaxes(k_BxQxKxC, 1, 2).astype(dtype), jnp.swapaxes(v_BxQxKxC, 1, 2).astype(dtype))
+
+    def extend(self, x_BxRxD: jax.Array, context: BlockContext, memory: KeysValues | None, new: KeysValues
+               ) -> jax.Array:
+        """Runs the layer on positions of a block behind cached ones.
+
+        Args:
+          x_BxRxD: input of the layer at R positions: all Q of the block, or one of each row.
+          context: of these R positions (`BlockContext.at`).
+          memory: what the layer has cached; None: nothing.
+          new: keys and values of all Q positions of the block, from `keys_values`.
+
+        Returns:
+          The layer's output at the R positions, [B, R, D].
+        """
+        return self._finish(x_BxRxD + self.attention.extend(self.attention_norm(x_BxRxD), context, memory, new))
+
+    def _finish(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Adds the MLP."""
         x_BxLxD = x_BxLxD + self.mlp(self.mlp_norm(x_BxLxD))
         return constrain(x_BxLxD, "batch", "length", None)

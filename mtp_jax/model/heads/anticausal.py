@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
+from mtp_jax.model.cached import KeysValues, take
 from mtp_jax.model.heads.causal import run_chain
 from mtp_jax.model.heads.interface import HeadKind, register_head_kind
 from mtp_jax.model.layers import Block
@@ -28,6 +29,23 @@ class AnticausalHeads(HeadKind):
         h_NxBxLxD = run_chain(backwards, norm, z_BxLxD, context, jnp.flip(active_N),
                               None if gates_N is None else jnp.flip(gates_N), execution)
         return jnp.flip(h_NxBxLxD, axis=0)
+
+    def first(self, heads, norm, z_BxQxD, context, memories, dtype):
+        states: list[jax.Array] = []
+        news: list[KeysValues] = []
+        for head, memory in zip(reversed(heads), reversed(memories)):
+            news.insert(0, head.keys_values(z_BxQxD, context, dtype))
+            z_BxQxD = head.extend(z_BxQxD, context, memory, news[0])
+            states.insert(0, z_BxQxD)
+        return norm(states[0]), (states, news)
+
+    def further(self, heads, norm, halfway, index_B, context, memories, dtype, used):
+        states, news = halfway
+        return [norm(take(s_BxQxD, index_B)) for s_BxQxD in states[1:used]], news
+
+    def loaded(self, num_heads: int, used: int) -> int:
+        """All: head 1 stacks on the others."""
+        return num_heads
 
     def active(self, weights_N: jax.Array) -> jax.Array:
         """A head is needed as long as one that stacks on it has a weight."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
+from mtp_jax.model.cached import take
 from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gradient
 from mtp_jax.model.layers import Block
 from mtp_jax.model.stacks import checkpoint, scan, split_module
@@ -44,6 +45,24 @@ class CausalHeads(HeadKind):
 
     def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
         return run_chain(heads, norm, z_BxLxD, context, active_N, gates_N, execution)
+
+    def first(self, heads, norm, z_BxQxD, context, memories, dtype):
+        new = heads[0].keys_values(z_BxQxD, context, dtype)
+        s_BxQxD = heads[0].extend(z_BxQxD, context, memories[0], new)
+        return norm(s_BxQxD), (s_BxQxD, new)
+
+    def further(self, heads, norm, halfway, index_B, context, memories, dtype, used):
+        s_BxQxD, first = halfway
+        states, news = [], [first]
+        for j in range(1, len(heads)):
+            news.append(heads[j].keys_values(s_BxQxD, context, dtype))
+            if j < len(heads) - 1:  # the next head's keys and values need this one everywhere
+                s_BxQxD = heads[j].extend(s_BxQxD, context, memories[j], news[j])
+                s_Bx1xD = take(s_BxQxD, index_B)
+            else:
+                s_Bx1xD = heads[j].extend(take(s_BxQxD, index_B), context.at(index_B), memories[j], news[j])
+            states.append(norm(s_Bx1xD))
+        return states[:used - 1], news
 
     def active(self, weights_N: jax.Array) -> jax.Array:
         """A head is needed as long as one that stacks on it has a weight."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig, check_choice
+from mtp_jax.model.cached import BlockContext, KeysValues
 from mtp_jax.model.layers import RowContext
 from mtp_jax.model.stacks import Execution, map_heads
 from mtp_jax.registry import claim
@@ -27,10 +28,13 @@ class HeadKind(abc.ABC):
       layers_per_head: transformer layers that a head has of its own; they are taken out of the trunk, so that
         `num_layers` counts both and the number of parameters does not depend on N.
       abreast: whether heads may be computed side by side.
+      caches: whether a head has keys and values to remember when decoding.
     """
 
     layers_per_head: int = 1
     abreast: bool = True
+
+    caches: bool = True
 
     @abc.abstractmethod
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -54,6 +58,54 @@ class HeadKind(abc.ABC):
           h_NxBxLxD, ready for the unembedding. Row k - 1 predicts the token k places ahead and depends on no token
           after its own position.
         """
+
+    def first(self, heads: Sequence[Any], norm: Norm, z_BxQxD: jax.Array, context: BlockContext,
+              memories: Sequence[KeysValues | None], dtype: jax.typing.DTypeLike) -> tuple[jax.Array, Any]:
+        """Decoding, first half: what head 1 says after every position of a block.
+
+        Args:
+          heads: a module for each head that is loaded, from head 1 on.
+          norm: the model's final norm.
+          z_BxQxD: output of the trunk on the block.
+          context: of the block.
+          memories: for each head that is loaded what it has cached; None: nothing yet.
+          dtype: of the cache.
+
+        Returns:
+          h_BxQxD of head 1, ready for the unembedding, and what `further` needs of this half.
+
+        Raises:
+          NotImplementedError: the kind can be trained but not decoded with.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lacks `first` and `further`, which decoding needs.")
+
+    def further(self, heads: Sequence[Any], norm: Norm, halfway: Any, index_B: jax.Array, context: BlockContext,
+                memories: Sequence[KeysValues | None], dtype: jax.typing.DTypeLike, used: int
+                ) -> tuple[list[jax.Array], list[KeysValues]]:
+        """Decoding, second half: what heads 2..`used` say after one position of each row.
+
+        Every head makes keys and values of every position, whether it drafts there or not: it will read them later.
+
+        Args:
+          heads: as for `first`.
+          norm: the model's final norm.
+          halfway: from `first`.
+          index_B: the position in the block.
+          context: of the block.
+          memories: as for `first`.
+          dtype: of the cache.
+          used: how many heads draft, head 1 included; at most as many as are loaded.
+
+        Returns:
+          h_Bx1xD of heads 2..used, and the block's keys and values for each head that is loaded (none if the kind
+          caches nothing).
+        """
+        raise NotImplementedError(f"{type(self).__name__} lacks `first` and `further`, which decoding needs.")
+
+    def loaded(self, num_heads: int, used: int) -> int:
+        """Returns how many heads, counted from head 1, must be loaded so that the first `used` can be run."""
+        del num_heads
+        return used
 
     def active(self, weights_N: jax.Array) -> jax.Array:
         """Returns which heads have to be computed, [N] bool, for these loss weights."""

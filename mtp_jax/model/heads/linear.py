@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
+from mtp_jax.model.cached import take
 from mtp_jax.model.heads.interface import HeadKind, register_head_kind, run_abreast, scale_gradient
 from mtp_jax.model.layers import parameter
 from mtp_jax.model.primitives import project
@@ -33,6 +34,7 @@ class LinearHeads(HeadKind):
     """
 
     layers_per_head = 0
+    caches = False
 
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return LinearMaps(config, rngs)
@@ -46,6 +48,16 @@ class LinearHeads(HeadKind):
             return build(leaves)(scale_gradient(x_BxLxD, gate))
 
         return run_abreast(run, x_BxLxD, stacked, active_N, gates_N, execution)
+
+    def first(self, heads, norm, z_BxQxD, context, memories, dtype):
+        del context, memories, dtype
+        x_BxQxD = norm(z_BxQxD)
+        return heads[0](x_BxQxD), x_BxQxD
+
+    def further(self, heads, norm, halfway, index_B, context, memories, dtype, used):
+        del norm, context, memories, dtype
+        x_Bx1xD = take(halfway, index_B)
+        return [head(x_Bx1xD) for head in heads[1:used]], []
 
     def matmul_flops(self, config: ModelConfig, layer_flops: float) -> float:
         del layer_flops

@@ -188,8 +188,9 @@ def load(workdir: str | epath.Path, model: DecodingModel) -> Calibration:
 
 def _parse(facts: Mapping[str, Any], path: epath.Path, remedy: str) -> Calibration:
     """Returns the calibration that a file holds; raises ValueError where a field is missing or impossible."""
-    kinds: dict[str, Any] = {"heads": int, "ranks": int, "rows": list, "step": (int, type(None)), "tokenizer": (str, type(None)),
-             "text": str, "text_hash": str, "prompt_tokens": int, "new_tokens": int, "costs": dict}
+    kinds: dict[str, Any] = {"heads": int, "ranks": int, "rows": list, "step": (int, type(None)),
+                             "tokenizer": (str, type(None)), "text": str, "text_hash": str, "prompt_tokens": int,
+                             "new_tokens": int, "costs": dict}
     for name, kind in kinds.items():
         if name not in facts or not isinstance(facts[name], kind):
             raise ValueError(f"{path} is damaged (no usable field {name!r}): {remedy}")

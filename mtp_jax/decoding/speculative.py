@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decoding.sampling import Sampling, draw, probabilities
+from mtp_jax.decoding.sampling import Sampling, draw, highest, probabilities
 from mtp_jax.decoding.tree import Tree
 
 _PROPOSE, _ACCEPT, _NEXT = range(3)  # each purpose has its own random numbers
@@ -78,7 +78,7 @@ def propose(logits_BxJxV: jax.Array, tree: Tree, sampling: Sampling, key_B: jax.
     if not tree.depth:
         return Candidates(jnp.zeros((batch, 0, width), jnp.int32), jnp.zeros((batch, 0, vocab), dtype))
 
-    def highest() -> Candidates:
+    def likeliest() -> Candidates:
         return Candidates(_top(logits_BxJxV, width), jnp.zeros(logits_BxJxV.shape, dtype))
 
     def drawn() -> Candidates:
@@ -88,7 +88,7 @@ def propose(logits_BxJxV: jax.Array, tree: Tree, sampling: Sampling, key_B: jax.
         # The highest of log q + Gumbel noise, in falling order, are draws without replacement.
         return Candidates(_top(jnp.log(probs_BxJxV) + noise_BxJxV, width), probs_BxJxV)
 
-    return jax.lax.switch(sampling.rule, (highest, drawn, highest))
+    return jax.lax.switch(sampling.rule, (likeliest, drawn, likeliest))
 
 
 def node_tokens(pending_B: jax.Array, candidates: Candidates, tree: Tree) -> jax.Array:
@@ -144,7 +144,7 @@ def _keys(key_B: jax.Array, purpose: int) -> jax.Array:
 def _top(x: jax.Array, width: int) -> jax.Array:
     """Returns the ids of the `width` highest of x [..., V], highest first."""
     if width == 1:  # a chain needs no sorting
-        return jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
+        return highest(x)[..., None]
     return jax.lax.top_k(x, width)[1].astype(jnp.int32)
 
 
@@ -173,7 +173,7 @@ def _ranks(tree: Tree, node: int) -> list[int]:
 
 def _greedy(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the deepest node whose path head 1 would have written, and head 1's next token."""
-    best_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(jnp.int32)
+    best_BxQ = highest(logits_BxQxV)
     if tree.depth == 0:
         return jnp.zeros_like(best_BxQ[:, 0]), best_BxQ[:, 0]
     node_B = _deepest(tree, _rooted(tokens_BxQ[:, 1:] == _parents_of(best_BxQ, tree)))
@@ -202,7 +202,7 @@ def _typical(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array, samplin
         of_draft_BxQ = jnp.take_along_axis(probs_BxQxV[:, parents], tokens_BxQ[:, 1:, None], axis=2)[:, :, 0]
         node_B = _deepest(tree, _rooted(of_draft_BxQ > enough_BxQ[:, parents]))
     drawn_B = draw(_at(probs_BxQxV, node_B), _keys(key_B, _NEXT))
-    likeliest_B = jnp.argmax(_at(logits_BxQxV, node_B), axis=-1).astype(jnp.int32)
+    likeliest_B = highest(_at(logits_BxQxV, node_B))
     return node_B, jnp.where(sampling.temperature > 0, drawn_B, likeliest_B)
 
 

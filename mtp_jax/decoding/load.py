@@ -15,7 +15,7 @@ from mtp_jax.checkpoints.reading import finished_steps
 from mtp_jax.config import Config, check_choice, from_dict
 from mtp_jax.data.sources.paths import nearest_sibling
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
-from mtp_jax.decoding.generate import DecodingModel
+from mtp_jax.decoding.model import DecodingModel
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import get_head_kind
 from mtp_jax.parallel import Layout, make_mesh
@@ -176,10 +176,14 @@ def _tokenizer(config: Config, given: str | Tokenizer | None, wanted: str | None
 
 
 def _wanted(spec: ModelSpec, rows: int, layout: Layout | None) -> dict[str, Any]:
-    """Returns shapes, dtypes and shardings of the parameters, those with one entry a head cut to the first `rows`."""
+    """Returns shapes, dtypes and shardings of the parameters, those with one entry a head cut to the first `rows`.
+
+    Decoding runs heads one after the other, so the axis of heads is not split, whatever the rules say of training.
+    """
     axes, wanted = flatten_params(spec.axes), {}
     for name, leaf in structure.flatten(spec.shapes).items():
         shape = (rows, *leaf.shape[1:]) if structure.has_head_axis(name, leaf) else leaf.shape
-        sharding = None if layout is None else layout.sharding(axes[name], shape, name)
+        names = tuple(None if axis == "pred_heads" else axis for axis in axes[name])
+        sharding = None if layout is None else layout.sharding(names, shape, name)
         wanted[name] = structure.placed(structure.Leaf(shape, leaf.dtype), sharding)
     return structure.nest(wanted)

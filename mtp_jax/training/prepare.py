@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -15,6 +13,7 @@ from mtp_jax.checkpoints import Checkpointer, check_source
 from mtp_jax.config import Config, MixtureConfig, differences
 from mtp_jax.data import open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
+from mtp_jax.parallel.compile_cache import set_compile_cache
 from mtp_jax.training import workdir as workdirs
 from mtp_jax.training.loop import Run
 from mtp_jax.training.program import build_program
@@ -66,16 +65,6 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
         raise ValueError(f"model.vocab_size={wanted} is smaller than the {tokenizer.vocab_size} ids of "
                          f"data.tokenizer={config.data.tokenizer!r}: raise it, or leave it None.")
     return config
-
-
-def set_compile_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder, so that the next start need not compile; JAX's own settings go first."""
-    if folder == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    if folder == "auto":
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folder = os.path.join(base, "mtp_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def announce(run: Run, default: Config) -> None:

@@ -52,13 +52,19 @@ def read_prompt(config: ModelConfig, weights: Weights, tokens_BxP: jax.Array, le
     Returns:
       logits_BxV of head 1 after the last token, the states of heads 2..k there, h_BxJxD with J = k - 1, and the cache.
     """
-    context = prompt_context(config, lengths_B, tokens_BxP.shape[1], kernel)
-    nothing = (None,) * len(weights.heads)
-    verified = _verify(config, weights, tokens_BxP, context, (None,) * len(weights.trunk), nothing, dtype)
+    verified = read_rows(config, weights, tokens_BxP, lengths_B, dtype=dtype, kernel=kernel)
     last_B = lengths_B - 1
     logits_BxV = unembed(config, weights, take(verified.h_BxQxD, last_B), 1)[:, 0]
     h_BxJxD, news = draft(config, weights, verified, None, last_B, heads=heads, dtype=dtype)
     return logits_BxV, h_BxJxD, fill(verified.trunk, news, lengths_B, capacity)
+
+
+def read_rows(config: ModelConfig, weights: Weights, tokens_BxP: jax.Array, lengths_B: jax.Array, *,
+              dtype: jax.typing.DTypeLike, kernel: str) -> Verified:
+    """Runs trunk and head 1 on whole rows, with nothing cached; the arguments are those of `read_prompt`."""
+    context = prompt_context(config, lengths_B, tokens_BxP.shape[1], kernel)
+    nothing = (None,) * len(weights.heads)
+    return _verify(config, weights, tokens_BxP, context, (None,) * len(weights.trunk), nothing, dtype)
 
 
 def verify(config: ModelConfig, weights: Weights, cache: Cache, tokens_BxQ: jax.Array, tree: Tree) -> Verified:

@@ -65,7 +65,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     Raises:
       ValueError: an argument does not fit; names it, its value and the remedy.
     """
-    rows = _encode(model, prompts)
+    rows = encode(model, prompts)
     tree = _tree(model, heads, tree)
     sampling = make_sampling(temperature, top_k, top_p, min_p, typical, typical_epsilon, typical_delta)
     limits = _limits(model, rows, max_new_tokens)
@@ -76,7 +76,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     capacity = bucket(model, min(max(map(len, rows)) + max_new_tokens, model.window) + tree.heads)
     tokens, lengths = _pad(rows, batch, bucket(model, max(map(len, rows))))
     stop_ids = _stop_ids(model, stop)
-    request = _request(sampling, limits, stop_ids, seed, batch)
+    request = make_request(sampling, limits, stop_ids, seed, batch)
     programs = compiled(model, tree, tokens.shape, capacity, len(stop_ids))
 
     clock = time.perf_counter()
@@ -124,7 +124,7 @@ def compiled(model: DecodingModel, tree: Tree, prompt_shape: tuple[int, int], ca
     kernel = resolve_kernel("auto", model.platform, seq_len=P, head_dim=config.attention_head_dim, dtype=config.dtype)
     tokens = jax.ShapeDtypeStruct((B, P), np.int32)
     lengths = jax.ShapeDtypeStruct((B,), np.int32)
-    request = jax.eval_shape(lambda: _request(make_sampling(), np.zeros(B), np.zeros(stop_ids, np.int32), 0, B))
+    request = jax.eval_shape(lambda: make_request(make_sampling(), np.zeros(B), np.zeros(stop_ids, np.int32), 0, B))
 
     def start(weights: Weights, tokens_BxP: jax.Array, lengths_B: jax.Array, request: loop.Request) -> loop.State:
         with use_layout(model.layout):
@@ -156,7 +156,7 @@ def bucket(model: DecodingModel, length: int) -> int:
     return -(-length // quantum) * quantum
 
 
-def _encode(model: DecodingModel, prompts: Prompts) -> list[np.ndarray]:
+def encode(model: DecodingModel, prompts: Prompts) -> list[np.ndarray]:
     """Returns the ids of each prompt; texts get BOS."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts!r} is one text: give a list, [{prompts!r}].")
@@ -227,7 +227,7 @@ def _pad(rows: Sequence[np.ndarray], batch: int, length: int) -> tuple[np.ndarra
     return tokens, lengths
 
 
-def _request(sampling: Sampling, limits: np.ndarray, stop_ids: np.ndarray, seed: int, batch: int) -> loop.Request:
+def make_request(sampling: Sampling, limits: np.ndarray, stop_ids: np.ndarray, seed: int, batch: int) -> loop.Request:
     """Returns what the programs are asked for."""
     key_B = _row_keys(np.uint32(seed % 2**32), batch)
     padded = np.zeros(batch, np.int32)

@@ -60,7 +60,7 @@ class BlockContext:
         if self.visible_BxQxQ is not None:
             visible_Bx1xQ = take(self.visible_BxQxQ, index_B)
         elif self.segments_BxQ is not None:
-            visible_Bx1xQ = (jnp.arange(self.segments_BxQ.shape[1]) <= index_B[:, None])[:, None]
+            visible_Bx1xQ = (jnp.arange(self.segments_BxQ.shape[1])[None] <= index_B[:, None])[:, None]
         return BlockContext(take(self.cos_BxQxC, index_B), take(self.sin_BxQxC, index_B), visible_Bx1xQ, self.cached_B)
 
 
@@ -111,7 +111,7 @@ def cached_attention(q_BxRxAxC: jax.Array, memory: KeysValues | None, new: KeysV
     visible = jnp.tile(context.visible_BxQxQ, (1, A // K, 1))[:, None]
     scores = [jnp.where(visible, _scores(q, new, wide), -jnp.inf)]
     if memory is not None:
-        counts = jnp.arange(memory.keys_BxKxSxC.shape[2]) < context.cached_B[:, None]
+        counts = jnp.arange(memory.keys_BxKxSxC.shape[2])[None] < context.cached_B[:, None]
         scores.append(jnp.where(counts[:, None, None], _scores(q, memory, wide), -jnp.inf))
     # A position sees itself, so that no row is empty. Two parts, one softmax: concatenating caches would copy them.
     largest = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])

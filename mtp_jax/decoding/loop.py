@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, write
@@ -36,8 +37,8 @@ class Request:
     """
 
     sampling: Sampling
-    limits_B: jax.Array
-    stop_ids: jax.Array
+    limits_B: jax.Array | np.ndarray
+    stop_ids: jax.Array | np.ndarray
     key_B: jax.Array
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ class DecodingModel:
     cache_dtype: str = "float32"
     source: str | None = None
     step: int | None = None
-    programs: dict[Any, Callable] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_params(cls, spec: ModelSpec, params: Params, *, heads: int | None = None,

@@ -93,21 +93,20 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
     if layout is None:
         return jax.jit(build)(params)
 
-    def specs(axes: Params, count: int) -> tuple[Params, ...]:
-        one = jax.tree.map(lambda names: layout.sharding(names[1:]), axes, is_leaf=lambda x: isinstance(x, tuple))
-        return (one,) * count
+    return jax.jit(build, out_shardings=_shardings(spec, loaded, layout))(params)
 
-    def lay(axes: Params) -> Params:
-        return jax.tree.map(lambda names: layout.sharding(names), axes, is_leaf=lambda x: isinstance(x, tuple))
+
+def _shardings(spec: ModelSpec, loaded: int, layout: Layout) -> Weights:
+    """Returns how each of the weights lies on the mesh: as in training, without the axis that stacked them."""
+    def lay(axes: Params, stacked: bool) -> Any:
+        return jax.tree.map(lambda names: layout.sharding(names[stacked:]), axes,
+                            is_leaf=lambda x: isinstance(x, tuple))
 
     axes = spec.axes
-    replicated = config.unembedding == "replicated"
-    shardings = Weights(
-        layout.sharding(axes["embedding"]["embedding"]),
-        specs(axes["trunk"], num_trunk_layers(config)) if "trunk" in axes else (),
-        specs(axes["heads"], loaded), lay(axes["final_norm"]),
-        (layout.sharding(("embed", "vocab")),) * (loaded if replicated else 1))
-    return jax.jit(build, out_shardings=shardings)(params)
+    trunk = (lay(axes["trunk"], True),) * num_trunk_layers(spec.config) if "trunk" in axes else ()
+    matrices: Any = (layout.sharding(("embed", "vocab")),) * (loaded if spec.config.unembedding == "replicated" else 1)
+    return Weights(lay(axes["embedding"]["embedding"], False), trunk, (lay(axes["heads"], True),) * loaded,
+                   lay(axes["final_norm"], False), matrices)
 
 
 def first_heads(config: ModelConfig, weights: Weights, heads: int) -> Weights:

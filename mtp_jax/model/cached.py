@@ -108,9 +108,11 @@ def cached_attention(q_BxRxAxC: jax.Array, memory: KeysValues | None, new: KeysV
     wide = jnp.promote_types(jnp.float32, q_BxRxAxC.dtype)
     # All queries that share a KV head lie together: [B, K, G R, C].
     q = jnp.moveaxis(q_BxRxAxC.reshape(B, R, K, A // K, C), 1, 3).reshape(B, K, -1, C)
+    assert context.visible_BxQxQ is not None  # only a prompt as a whole has none, and that goes to `attention`
     visible = jnp.tile(context.visible_BxQxQ, (1, A // K, 1))[:, None]
     scores = [jnp.where(visible, _scores(q, new, wide), -jnp.inf)]
     if memory is not None:
+        assert context.cached_B is not None
         counts = jnp.arange(memory.keys_BxKxSxC.shape[2])[None] < context.cached_B[:, None]
         scores.append(jnp.where(counts[:, None, None], _scores(q, memory, wide), -jnp.inf))
     # A position sees itself, so that no row is empty. Two parts, one softmax: concatenating caches would copy them.

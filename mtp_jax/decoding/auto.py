@@ -100,9 +100,6 @@ def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
     tokens = {tree: calibration.expected_tokens(tree) for tree in trees}
     seconds = {} if known is None else known
     before = set(seconds)
-    for tree in (trees[0], trees[heads - 1], max(trees, key=lambda tree: (tree.size, tree.heads))):
-        if tree not in seconds:  # the cheapest, the longest chain and the largest tree tell what most others can reach
-            seconds[tree] = cost([tree])[0]
     _measure_what_may_win(tokens, seconds, cost)
     if set(seconds) != before:
         best = max(_rates(tokens, seconds).values())
@@ -122,15 +119,23 @@ def _rates(tokens: dict[Tree, float], seconds: dict[Tree, float]) -> dict[Tree, 
 
 
 def _measure_what_may_win(tokens: dict[Tree, float], seconds: dict[Tree, float], cost: Cost) -> None:
-    """Measures candidates, small ones first, until none that is left can win."""
+    """Measures candidates until none that is left can win, those first that look best."""
+    alone, longest = Tree.chain(1), Tree.chain(max(tree.heads for tree in tokens))
+    for tree in (alone, longest):
+        if tree not in seconds:
+            seconds[tree] = cost([tree])[0]
     while True:
+        slope = (seconds[longest] - seconds[alone]) / max(1, longest.size - 1)  # per node, as a first guess
         best = max(_rates(tokens, seconds).values())
-        left = [tree for tree in tokens if tree not in seconds and tokens[tree] > best * max(
-            seconds[other] for other in tokens
-            if other in seconds and other.size <= tree.size and other.heads <= tree.heads)]
-        if not left:
+        promising = {}
+        for tree in tokens:
+            floor = max(seconds[other] for other in tokens
+                        if other in seconds and other.size <= tree.size and other.heads <= tree.heads)
+            if tree not in seconds and tokens[tree] > best * floor:
+                promising[tree] = tokens[tree] / max(floor, seconds[alone] + slope * (tree.size - 1))
+        if not promising:
             return
-        tree = min(left, key=lambda tree: (tree.size, tree.heads))
+        tree = max(promising, key=lambda tree: promising[tree])
         seconds[tree] = cost([tree])[0]
 
 

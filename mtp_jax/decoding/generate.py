@@ -126,26 +126,29 @@ def compiled(model: DecodingModel, tree: Tree, prompt_shape: tuple[int, int], ca
     lengths = jax.ShapeDtypeStruct((B,), np.int32)
     request = jax.eval_shape(lambda: make_request(make_sampling(), np.zeros(B), np.zeros(stop_ids, np.int32), 0, B))
 
+    line = Tree.chain(tree.heads)  # however the drafts branch, a prompt is read alike
+
     def start(weights: Weights, tokens_BxP: jax.Array, lengths_B: jax.Array, request: loop.Request) -> loop.State:
         with use_layout(model.layout):
-            return loop.start(config, tree, capacity, model.cache_dtype, kernel, weights, tokens_BxP, lengths_B,
+            return loop.start(config, line, capacity, model.cache_dtype, kernel, weights, tokens_BxP, lengths_B,
                               request)
 
     def run(weights: Weights, state: loop.State, request: loop.Request, max_blocks: jax.Array) -> loop.State:
         with use_layout(model.layout):
             return loop.run(config, tree, weights, state, request, max_blocks)
 
-    shapes = (tree, B, capacity, stop_ids)
-    if ("start", P, *shapes) not in model.programs:
+    shapes = (B, capacity, stop_ids)
+    if ("start", P, line, *shapes) not in model.programs:
         lowered = jax.jit(start).lower(weights, tokens, lengths, request)
-        model.programs["start", P, *shapes] = lowered.compile(), lowered.out_info
-    first, info = model.programs["start", P, *shapes]
-    if ("run", *shapes) not in model.programs:
+        model.programs["start", P, line, *shapes] = lowered.compile(), lowered.out_info
+    first, info = model.programs["start", P, line, *shapes]
+    if ("run", tree, *shapes) not in model.programs:
         state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), info,
                              first.output_shardings)
-        model.programs["run", *shapes] = jax.jit(run, donate_argnums=1, out_shardings=first.output_shardings).lower(
-            weights, state, request, jax.ShapeDtypeStruct((), np.int32)).compile()
-    return Programs(weights, first, model.programs["run", *shapes])
+        model.programs["run", tree, *shapes] = jax.jit(
+            run, donate_argnums=1, out_shardings=first.output_shardings).lower(
+                weights, state, request, jax.ShapeDtypeStruct((), np.int32)).compile()
+    return Programs(weights, first, model.programs["run", tree, *shapes])
 
 
 def bucket(model: DecodingModel, length: int) -> int:

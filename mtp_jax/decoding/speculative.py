@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decoding.sampling import Sampling, draw, highest, probabilities
+from mtp_jax.decoding.sampling import GREEDY, LOSSLESS, Sampling, draw, highest, probabilities
 from mtp_jax.decoding.tree import Tree
 
 _PROPOSE, _ACCEPT, _NEXT = range(3)  # each purpose has its own random numbers
@@ -88,7 +88,7 @@ def propose(logits_BxJxV: jax.Array, tree: Tree, sampling: Sampling, key_B: jax.
         # The highest of log q + Gumbel noise, in falling order, are draws without replacement.
         return Candidates(_top(jnp.log(probs_BxJxV) + noise_BxJxV, width), probs_BxJxV)
 
-    return jax.lax.switch(sampling.rule, (likeliest, drawn, likeliest))
+    return jax.lax.cond(sampling.rule == LOSSLESS, drawn, likeliest)
 
 
 def node_tokens(pending_B: jax.Array, candidates: Candidates, tree: Tree) -> jax.Array:
@@ -126,10 +126,16 @@ def accept(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array, candidate
     if logits_BxQxV.shape[1] != tree.size or tokens_BxQ.shape[1] != tree.size:
         raise ValueError(f"{tokens_BxQ.shape[1]} tokens and logits at {logits_BxQxV.shape[1]} nodes do not fit a tree "
                          f"of {tree.size} nodes: give one of each a node.")
-    rules = (lambda: _greedy(tree, tokens_BxQ, logits_BxQxV),
-             lambda: _lossless(tree, logits_BxQxV, candidates, sampling, key_B),
-             lambda: _typical(tree, tokens_BxQ, logits_BxQxV, sampling, key_B))
-    node_B, token_B = jax.lax.switch(sampling.rule, rules)
+
+    def drawn() -> tuple[jax.Array, jax.Array]:
+        node_B, probs_BxV = jax.lax.cond(
+            sampling.rule == LOSSLESS,
+            lambda: _lossless(tree, logits_BxQxV, candidates, sampling, _keys(key_B, _ACCEPT)),
+            lambda: _typical(tree, tokens_BxQ, logits_BxQxV, sampling))
+        token_B = draw(probs_BxV, _keys(key_B, _NEXT))
+        return node_B, jnp.where(sampling.temperature > 0, token_B, highest(probs_BxV))
+
+    node_B, token_B = jax.lax.cond(sampling.rule == GREEDY, lambda: _greedy(tree, tokens_BxQ, logits_BxQxV), drawn)
     if tree.is_chain:
         path_BxK = jnp.minimum(jnp.arange(tree.size, dtype=jnp.int32)[None], node_B[:, None])
         return Accepted(node_B, node_B, path_BxK, token_B)
@@ -190,9 +196,9 @@ def _rooted(good_drafts: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.ones_like(good_drafts[:, :1]), good_drafts], axis=1)
 
 
-def _typical(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array, sampling: Sampling,
-             key_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the deepest node whose path head 1 finds probable enough, and a token after it."""
+def _typical(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array,
+             sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Returns the deepest node whose path head 1 finds probable enough, and head 1's probabilities there."""
     probs_BxQxV = probabilities(logits_BxQxV, sampling)
     surprise_BxQxV = jnp.where(probs_BxQxV > 0, -probs_BxQxV * jnp.log(probs_BxQxV), 0)
     enough_BxQ = jnp.minimum(sampling.typical_epsilon, sampling.typical_delta * jnp.exp(-surprise_BxQxV.sum(-1)))
@@ -201,14 +207,12 @@ def _typical(tree: Tree, tokens_BxQ: jax.Array, logits_BxQxV: jax.Array, samplin
         parents = np.asarray(tree.parents[1:])
         of_draft_BxQ = jnp.take_along_axis(probs_BxQxV[:, parents], tokens_BxQ[:, 1:, None], axis=2)[:, :, 0]
         node_B = _deepest(tree, _rooted(of_draft_BxQ > enough_BxQ[:, parents]))
-    drawn_B = draw(_at(probs_BxQxV, node_B), _keys(key_B, _NEXT))
-    likeliest_B = highest(_at(logits_BxQxV, node_B))
-    return node_B, jnp.where(sampling.temperature > 0, drawn_B, likeliest_B)
+    return node_B, _at(probs_BxQxV, node_B)
 
 
 def _lossless(tree: Tree, logits_BxQxV: jax.Array, candidates: Candidates, sampling: Sampling,
               key_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns a node and a token after it, such that every token on the way is distributed as head 1 has it.
+    """Returns a node, and what to draw the token after it from, such that all of them are distributed as by head 1.
 
     At each depth the children of the node reached are tried in turn. With p what head 1 has and q what the candidates
     were drawn from, child x is accepted with probability min(1, p(x) / q(x)). Where it is not, p becomes max(p - q, 0)
@@ -218,7 +222,7 @@ def _lossless(tree: Tree, logits_BxQxV: jax.Array, candidates: Candidates, sampl
     batch, _, vocab = logits_BxQxV.shape
     width = candidates.tokens_BxJxR.shape[2]
     chance_BxJxR = jax.vmap(lambda key: jax.random.uniform(key, (tree.depth, width), candidates.probs_BxJxV.dtype))(
-        _keys(key_B, _ACCEPT))
+        key_B)
     child_QxR = np.full((tree.size, width), -1, np.int32)
     for node, children in enumerate(tree.children):
         child_QxR[node, :len(children)] = children
@@ -226,8 +230,8 @@ def _lossless(tree: Tree, logits_BxQxV: jax.Array, candidates: Candidates, sampl
     def one_depth(carry: tuple[jax.Array, jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]):
         node_B, going_B, p_BxV = carry
         token_BxR, chance_BxR, q_BxV = xs
+        p_BxV = jnp.where(going_B[:, None], probabilities(_at(logits_BxQxV, node_B), sampling), p_BxV)
         child_BxR = jnp.asarray(child_QxR)[node_B]
-        taken_B = jnp.full_like(node_B, -1)
 
         def one_child(rank: int, state: tuple[jax.Array, jax.Array, jax.Array]):
             p_BxV, q_BxV, taken_B = state
@@ -238,22 +242,25 @@ def _lossless(tree: Tree, logits_BxQxV: jax.Array, candidates: Candidates, sampl
             accepted_B = tried_B & (q_B > 0) & (chance_BxR[:, rank] * q_B < p_B)
             rest_B = (tried_B & ~accepted_B)[:, None]
             is_token_BxV = jnp.arange(vocab, dtype=jnp.int32)[None] == token_B[:, None]
-            left_BxV = _normalised(jnp.maximum(p_BxV - q_BxV, 0), p_BxV)
             without_BxV = _normalised(jnp.where(is_token_BxV, 0, q_BxV), jnp.zeros_like(q_BxV))
-            return (jnp.where(rest_B, left_BxV, p_BxV), jnp.where(rest_B, without_BxV, q_BxV),
+            return (jnp.where(rest_B, _residual(p_BxV, q_BxV), p_BxV), jnp.where(rest_B, without_BxV, q_BxV),
                     jnp.where(accepted_B, child_B, taken_B))
 
-        p_BxV, _, taken_B = jax.lax.fori_loop(0, width, one_child, (p_BxV, q_BxV, taken_B))
-        going_B = taken_B >= 0
-        node_B = jnp.where(going_B, taken_B, node_B)
-        fresh_BxV = probabilities(_at(logits_BxQxV, node_B), sampling)
-        return (node_B, going_B, jnp.where(going_B[:, None], fresh_BxV, p_BxV)), None
+        p_BxV, _, taken_B = jax.lax.fori_loop(0, width, one_child, (p_BxV, q_BxV, jnp.full_like(node_B, -1)))
+        return (jnp.where(taken_B >= 0, taken_B, node_B), taken_B >= 0, p_BxV), None
 
-    start = (jnp.zeros(batch, jnp.int32), jnp.ones(batch, bool), probabilities(logits_BxQxV[:, 0], sampling))
-    by_depth = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1),
+    # A last round, in which no node has children, gives p where all was accepted.
+    by_depth = jax.tree.map(lambda x_BxJ: jnp.pad(jnp.swapaxes(x_BxJ, 0, 1), ((0, 1), (0, 0), (0, 0))),
                             (candidates.tokens_BxJxR, chance_BxJxR, candidates.probs_BxJxV))
+    p_BxV = jnp.zeros((batch, vocab), jnp.promote_types(logits_BxQxV.dtype, jnp.float32))
+    start = (jnp.zeros(batch, jnp.int32), jnp.ones(batch, bool), p_BxV)
     (node_B, _, p_BxV), _ = jax.lax.scan(one_depth, start, by_depth)
-    return node_B, draw(p_BxV, _keys(key_B, _NEXT))
+    return node_B, p_BxV
+
+
+def _residual(p_BxV: jax.Array, q_BxV: jax.Array) -> jax.Array:
+    """Returns what is left of p after a draw from q was rejected; p, where q covers it and rejects nothing."""
+    return _normalised(jnp.maximum(p_BxV - q_BxV, 0), p_BxV)
 
 
 def _normalised(weight_BxV: jax.Array, otherwise_BxV: jax.Array) -> jax.Array:

@@ -205,6 +205,8 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
     elif model.heads == 1:
         calibration = Calibration(1, 1, (np.zeros((1, 0), np.uint8),), text="no drafts, for head 1 is alone")
     else:
+        logging.info("The heads are calibrated on the prompts given, for %s has no %s; --calibrate=TEXT measures them "
+                     "on more text and keeps the figures.", workdir or "the model", FILE)
         new = min(64, model.window // 2)
         calibration = calibrate_on(model, [prompt[-(model.window - new):] for prompt in prompts[:16]], new_tokens=new,
                                    name="the prompts given")
@@ -214,6 +216,8 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
              for name in [tree_name(tree)] if name in kept}
     cost = functools.partial(measure, model, batch=batch, prompt_tokens=longest, length=length)
     before = dict(known)
+    if not known:
+        logging.info("Timing what drafts cost on this machine%s.", ", once for such prompts" if stored else "")
     choice = choose(calibration, cost, heads=model.heads, batch=len(prompts), known=known)
     if stored and known != before:
         costs = {**calibration.costs, key: {**kept, **{tree_name(tree): known[tree] for tree in known}}}

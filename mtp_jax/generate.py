@@ -36,12 +36,12 @@ def main() -> NoReturn:
 
     def run() -> int:
         from mtp_jax.checkpoints import CheckpointError  # from here on the imports that take seconds: --help does not
-        from mtp_jax.decoding import command
+        from mtp_jax.decoding.command import run as generate
 
         values: dict[str, Any] = {name: tuple(flag.value) if isinstance(flag.value, list) else flag.value
                                   for name, flag in own.items()}
         try:
-            return command.run(GenerationConfig(**values))
+            return generate(GenerationConfig(**values))
         except (ValueError, OSError, CheckpointError, NotImplementedError) as error:
             return commands.fail(error)
 

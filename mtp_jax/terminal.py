@@ -1,4 +1,4 @@
-"""What is asked of a terminal before a progress bar is drawn on it."""
+"""What is asked of a terminal before a progress bar or colours are put on it."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def bar_size(stream: TextIO) -> dict[str, Any]:
     except OSError:
         sized = False
     return {"dynamic_ncols": True} if sized else {"ncols": 100, "nrows": 24}
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Tells whether to write colours: on a terminal, unless NO_COLOR is set; anywhere if FORCE_COLOR is."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()

@@ -1,27 +1,28 @@
-"""A run in a page: the loss of each head, a sample, the picture, and where everything lies."""
+"""A run in a page: the loss of each head, what drafting brings, a sample, the picture, and where everything lies."""
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
+from mtp_jax.terminal import wants_colour
 
-SAMPLE_TOKENS = 160
 
-
-def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: float = 0.8) -> str:
+def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: float = 0.8,
+           coloured: bool | None = None) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:
       workdir: a run's folder with at least one checkpoint.
-      with_sample: read the newest checkpoint and sample from head 1; not for one of several processes, which would have
-        to read it together.
+      with_sample: read the newest checkpoint and decode with it; not for one of several processes, which would have to
+        read it together.
       temperature: of the sample.
+      coloured: colour the sample by the heads that drafted it. None: where stdout is a terminal.
 
     Returns:
       Lines to print.
@@ -33,9 +34,7 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: fl
     records = read_metrics(workdir)
     lines = [*losses(records), ""]
     if with_sample:
-        step, prompt, text = continue_prompt(workdir, temperature)
-        lines += [f"A sample of head 1 at step {step} (temperature {temperature}), after {prompt!r}:",
-                  *("    " + line.rstrip() for line in (prompt + text).splitlines()), ""]
+        lines += [*decoding(workdir, temperature, wants_colour(sys.stdout) if coloured is None else coloured), ""]
     lines.append("Where everything lies:")
     plot = plot_loss(workdir)
     for path, what in ((plot, "loss of each head over steps"), (workdir / "metrics.jsonl", "every number"),
@@ -68,6 +67,17 @@ def losses(records: list[dict[str, Any]]) -> list[str]:
     return lines + of_sources(last.get("sources", {}), in_bytes=in_bytes)
 
 
+def decoding(workdir: epath.Path, temperature: float, coloured: bool) -> list[str]:
+    """Returns how fast the newest checkpoint decodes with its heads and without, and a sample."""
+    from mtp_jax.analysis import drafting  # what needs jax and the model: the table and the plot do without
+
+    try:
+        trial = drafting.run_trial(workdir, temperature=temperature)
+    except NotImplementedError as error:  # heads of the user's own
+        return [f"No sample: {error}"]
+    return drafting.report_lines(trial, temperature=temperature, coloured=coloured)
+
+
 def of_sources(sources: Mapping[str, Mapping[str, Any]], *, in_bytes: bool) -> list[str]:
     """Returns a table of the loss of each head, one line a source of a mixture; no line without a mixture."""
     if not sources:
@@ -81,25 +91,3 @@ def of_sources(sources: Mapping[str, Mapping[str, Any]], *, in_bytes: bool) -> l
                   for loss in fields["head_loss"]]
         lines.append(f"    {name:{width}}" + "".join(f"   {value:>7}" for value in values))
     return lines
-
-
-def continue_prompt(workdir: epath.Path, temperature: float) -> tuple[int, str, str]:
-    """Returns the step of the newest checkpoint, a prompt that fits the corpus, and how head 1 continues it."""
-    from mtp_jax import config as configs  # what needs jax and the model: the table and the plot do without
-    from mtp_jax.checkpoints import load_params
-    from mtp_jax.data.tokenizer import build_tokenizer
-    from mtp_jax.decoding import sample
-    from mtp_jax.model import ModelSpec
-
-    stored = json.loads((workdir / "config.json").read_text())
-    sections = {name: fields for name, fields in stored.items() if isinstance(fields, dict)}
-    config = configs.from_dict(sections)
-    tokenizer = build_tokenizer(config.data)
-    is_code = config.data.source == "stdlib" and not config.data.mixture  # of others we know nothing: begin a file
-    prompt = "def __init__(self" if is_code else ""
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt.encode())]
-    source = load_params(workdir)
-    ids = sample(ModelSpec.create(config.model), source.params, prompt_ids, max_new_tokens=SAMPLE_TOKENS,
-                 window=config.data.seq_len, temperature=temperature, stop=tokenizer.eos_id)
-    text = tokenizer.decode([*prompt_ids, *ids])  # as a whole: some tokenizers drop the space that a text begins with
-    return source.step, prompt, text.removeprefix(tokenizer.decode(prompt_ids))

@@ -3,7 +3,6 @@
 from mtp_jax.decoding.generate import generate
 from mtp_jax.decoding.generation import Generation
 from mtp_jax.decoding.model import DecodingModel
-from mtp_jax.decoding.sample import sample
 from mtp_jax.decoding.tree import Tree
 
-__all__ = ["DecodingModel", "Generation", "Tree", "generate", "sample"]
+__all__ = ["DecodingModel", "Generation", "Tree", "generate"]

@@ -53,7 +53,7 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
     """
     folder = epath.Path(workdir).expanduser()
     path = _checkpoint(folder, step)
-    stored = _read_config(folder, path)
+    stored = _stored(folder, path)
     config = _config(folder, stored)
     k = _check_heads(config, heads, folder)
     if window is not None and window < 1:
@@ -80,6 +80,16 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
     return dataclasses.replace(model, source=os.fspath(folder), step=source.step)
 
 
+def read_config(workdir: epath.PathLike) -> Config:
+    """Returns the settings of a run that has saved.
+
+    Raises:
+      ValueError, CheckpointError: as `load_model`.
+    """
+    folder = epath.Path(workdir).expanduser()
+    return _config(folder, _stored(folder, _checkpoint(folder, None)))
+
+
 def _checkpoint(folder: epath.Path, step: int | None) -> epath.Path:
     """Returns what `load_params` is to read: the workdir, or one of its checkpoints."""
     if not folder.exists():
@@ -97,7 +107,7 @@ def _checkpoint(folder: epath.Path, step: int | None) -> epath.Path:
     return folder / workdirs.CHECKPOINTS / str(step)
 
 
-def _read_config(folder: epath.Path, path: epath.Path) -> dict[str, Any]:
+def _stored(folder: epath.Path, path: epath.Path) -> dict[str, Any]:
     """Returns the settings of config.json with the facts beside them, or those of the checkpoint where it is missing.
 
     Raises:

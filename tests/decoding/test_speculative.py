@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtp_jax.decoding import speculative
 from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.speculative import Candidates, accept, node_tokens, propose
 from mtp_jax.decoding.tree import Tree
@@ -136,6 +137,11 @@ def test_p_equal_to_q_accepts_every_first_candidate(tree):
     while tree.children[node]:
         node = tree.children[node][0]
     assert (accepted.node_B == node).all() and (accepted.count_B == tree.depths[node]).all()
+
+
+def test_where_rounding_lets_q_cover_p_a_rejection_draws_from_p():
+    p, q = jnp.asarray([[0.0, 0.25, 0.75], [0.0, 0.25, 0.75]]), jnp.asarray([[0.0, 0.25, 0.7500001], [0.5, 0.0, 0.5]])
+    np.testing.assert_allclose(speculative._residual(p, q), [[0, 0.25, 0.75], [0, 0.5, 0.5]])
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)

@@ -91,7 +91,7 @@ def test_the_head_kind_trains_as_a_command_and_its_sample_comes_from_it(checkout
                           cwd=checkout, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
                           timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "2 mlp heads, shared unembedding" in done.stderr and "No sample: MLPHeads lacks" in done.stdout
+    assert "2 mlp heads, shared unembedding" in done.stderr and "A sample at step 8" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"]["head_kind"] == "mlp" != configs.ModelConfig().head_kind
     shapes = {path: leaf.shape for path, leaf in flatten_params(load_params(tmp_path / "run").params).items()}

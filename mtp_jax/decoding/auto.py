@@ -71,13 +71,10 @@ class Choice:
 
 def candidates(calibration: Calibration, heads: int) -> list[Tree]:
     """Returns the ways to draft that are compared: chains of 1..heads, then trees of several sizes for each length."""
-    found = [Tree.chain(k) for k in range(1, heads + 1)]
-    for k in range(2, heads + 1):
-        for nodes in (k + 2, *BUDGETS):
-            tree = Tree.prune(calibration.accuracy[:k - 1], nodes)
-            if nodes > k and tree not in found:
-                found.append(tree)
-    return found
+    chains = [Tree.chain(k) for k in range(1, heads + 1)]
+    trees = {Tree.prune(calibration.accuracy[:k - 1], nodes)
+             for k in range(2, heads + 1) for nodes in (k + 2, *BUDGETS) if nodes > k}
+    return chains + sorted(trees.difference(chains), key=lambda tree: (tree.heads, tree.size, tree.parents))
 
 
 def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
@@ -176,7 +173,7 @@ def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, len
         return (time.perf_counter() - clock) / int(np.max(state.blocks_B))
 
     run(1)
-    return functools.partial(run, max(1, min(64, round(SLICE / run(2)))))
+    return functools.partial(run, max(1, round(SLICE / run(2))))
 
 
 def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,

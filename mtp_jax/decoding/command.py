@@ -92,7 +92,7 @@ def _calibrate(config: GenerationConfig, model: DecodingModel) -> None:
 
     found = calibrate.calibrate(model, calibrate.read_text(config.calibrate),
                                 name=os.path.basename(config.calibrate))
-    path = calibration.save(found, config.workdir)
+    path = calibration.save(found, str(model.source))
     print(f"Calibrated on {found.positions:,} positions of continuations of {config.calibrate}:\n"
           "  head   right at once   among its first 5", file=sys.stderr)
     for head, shares in enumerate(found.accuracy, 2):
@@ -105,7 +105,7 @@ def _tree(config: GenerationConfig, model: DecodingModel, ids: Sequence[Sequence
     if config.heads == "auto":
         from mtp_jax.decoding import auto
 
-        choice = auto.choose_for(model, ids, max_new_tokens=config.max_new_tokens, workdir=config.workdir)
+        choice = auto.choose_for(model, ids, max_new_tokens=config.max_new_tokens, workdir=model.source)
         print(*auto.report(choice, temperature=config.temperature), sep="\n", file=sys.stderr)
         return choice.tree
     k = int(config.heads) if config.heads else model.heads
@@ -113,7 +113,7 @@ def _tree(config: GenerationConfig, model: DecodingModel, ids: Sequence[Sequence
         return Tree.chain(k)
     if k == 1:
         raise ValueError(f"--tree={config.tree} needs drafts, and the model has one head: leave out --tree.")
-    return Tree.prune(calibration.load(config.workdir, model).accuracy[:k - 1], config.tree)
+    return Tree.prune(calibration.load(str(model.source), model).accuracy[:k - 1], config.tree)
 
 
 class _Shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 
 from etils import epath
@@ -21,7 +22,7 @@ def read_prompts(config: GenerationConfig) -> list[str | bytes]:
     Raises:
       ValueError: the file cannot be read, or one of its prompts is missing or empty.
     """
-    prompts: list[str | bytes] = list(config.prompt)
+    prompts: list[str | bytes] = [_argument(text) for text in config.prompt]
     name = config.prompt_file
     if not name:
         return prompts
@@ -78,6 +79,15 @@ def stop_ids(tokenizer: Tokenizer, stops: Sequence[str], vocab_size: int) -> lis
                              f"one, or an id below {vocab_size}.")
         ids.append(int(found[0]))
     return ids or None
+
+
+def _argument(text: str) -> str | bytes:
+    """Returns an argument of the command line, as bytes where they are no UTF-8 (Python then puts surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
 
 
 def _read(name: str) -> bytes:

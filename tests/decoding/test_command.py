@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from mtp_jax.config import GenerationConfig
 from mtp_jax.data.tokenizer import ByteTokenizer
-from mtp_jax.decoding import auto, command, generate, terminal
+from mtp_jax.decoding import auto, command, generate, prompts, terminal
 from mtp_jax.decoding.load import load_model
 from mtp_jax.decoding.tree import Tree
 from tests.decoding.models import text, trained_model
@@ -66,9 +67,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def reference(workdir, prompts, **options):
+def reference(workdir, starts, **options):
     """Returns what the same model makes of the prompts; tests/decoding/test_exact.py says that this is right."""
-    return generate(command.load_model(workdir), prompts, max_new_tokens=24, **options)
+    return generate(command.load_model(workdir), starts, max_new_tokens=24, **options)
 
 
 def test_the_text_alone_goes_to_stdout(run, workdir, tmp_path):
@@ -90,14 +91,14 @@ def test_heads_change_the_forwards_and_not_the_text(run, tmp_path):
 
 
 def test_several_prompts_are_one_batch_and_are_kept_apart(run, workdir, monkeypatch):
-    prompts = [PROMPT, "x", "print class "]
-    out, err = run(prompt=tuple(prompts))
-    texts = reference(workdir, prompts).text
+    starts = [PROMPT, "x", "print class "]
+    out, err = run(prompt=tuple(starts))
+    texts = reference(workdir, starts).text
     assert out == "\n\f\n".join(texts) + "\n"
     assert [int(number) for number in re.findall(r"^--- (\d) of 3, after '", err, re.MULTILINE)] == [1, 2, 3]
     shown = Terminal()
     monkeypatch.setattr(sys, "stdout", shown)
-    run(prompt=tuple(prompts))
+    run(prompt=tuple(starts))
     assert shown.getvalue() == "\n\n".join(map(terminal.harmless, texts)) + "\n"
 
 
@@ -111,6 +112,11 @@ def test_prompts_from_files(run, workdir, tmp_path):
     assert run(prompt=("a",), prompt_file=str(tmp_path / "p.jsonl.gz")).out == want
     assert run(prompt=("x", "y"), prompt_file=str(tmp_path / "p.txt")).out == "\n\f\n".join(
         reference(workdir, [[256, 120], [256, 121], [256, *b"print\xff class\n"]]).text) + "\n"
+
+
+def test_an_argument_that_is_no_utf_8_is_bytes():
+    config = GenerationConfig(workdir="x", prompt=(os.fsdecode(b"a\xff"), "\u00e9"))
+    assert prompts.read_prompts(config) == [b"a\xff", "\u00e9"]
 
 
 def test_a_text_streams_to_a_terminal_as_it_is_accepted(run, monkeypatch):
@@ -176,8 +182,8 @@ def test_a_terminal_that_is_not_utf_8_gets_question_marks(run, monkeypatch):
 def test_auto_decodes_with_what_was_chosen_and_says_it(run, workdir, monkeypatch, tmp_path):
     asked = []
 
-    def choose(model, prompts, **options):
-        asked.append((model.heads, prompts, options))
+    def choose(model, starts, **options):
+        asked.append((model.heads, starts, options))
         return auto.Choice(Tree.chain(1), 1, 1.0, 0.5, 2.0, (auto.Candidate(Tree.chain(1), 1.0, 0.5),), "a text")
 
     monkeypatch.setattr(auto, "choose_for", choose)

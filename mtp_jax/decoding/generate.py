@@ -68,7 +68,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     rows = encode(model, prompts)
     tree = _tree(model, heads, tree)
     sampling = make_sampling(temperature, top_k, top_p, min_p, typical, typical_epsilon, typical_delta)
-    limits = _limits(model, rows, max_new_tokens)
+    limits = row_limits(model, rows, max_new_tokens)
     if stream_every < 1:
         raise ValueError(f"stream_every={stream_every} must be at least 1 forward.")
 
@@ -197,7 +197,7 @@ def _tree(model: DecodingModel, heads: int | None, tree: Tree | None) -> Tree:
     return tree
 
 
-def _limits(model: DecodingModel, rows: Sequence[np.ndarray], max_new_tokens: int) -> np.ndarray:
+def row_limits(model: DecodingModel, rows: Sequence[np.ndarray], max_new_tokens: int) -> np.ndarray:
     """Returns the most new tokens of each row."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")

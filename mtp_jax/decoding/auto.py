@@ -14,7 +14,16 @@ from absl import logging
 from etils import epath
 
 from mtp_jax.decoding.calibrate import FILE, Calibration, calibrate_on, load, save
-from mtp_jax.decoding.generate import STOP_IDS, DecodingModel, bucket, compiled, make_request
+from mtp_jax.decoding.generate import (
+    STOP_IDS,
+    DecodingModel,
+    Prompts,
+    bucket,
+    compiled,
+    encode,
+    make_request,
+    row_limits,
+)
 from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.tree import Tree
 
@@ -176,7 +185,7 @@ def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, len
     return functools.partial(run, max(1, round(SLICE / run(2))))
 
 
-def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
+def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
                workdir: str | epath.Path | None = None) -> Choice:
     """Chooses how to draft for these prompts on this machine.
 
@@ -185,7 +194,7 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
 
     Args:
       model: with all the heads that may be used.
-      prompts: ids, as for `generate`.
+      prompts: as for `generate`.
       max_new_tokens: as for `generate`.
       workdir: of the model; None: `model.source`.
 
@@ -193,8 +202,10 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
       ValueError: the calibration does not fit the model or is damaged, or a prompt does not fit the window.
     """
     workdir = workdir or model.source
-    longest = max(map(len, prompts))
-    batch = -(-len(prompts) // model.rows_multiple) * model.rows_multiple
+    rows = encode(model, prompts)
+    row_limits(model, rows, max_new_tokens)  # says what does not fit
+    longest = max(map(len, rows))
+    batch = -(-len(rows) // model.rows_multiple) * model.rows_multiple
     length = min(longest + max_new_tokens, model.window)
     stored = bool(workdir) and model.heads > 1 and (epath.Path(workdir) / FILE).exists()
     if stored:
@@ -205,8 +216,8 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
         logging.info("The heads are calibrated on the prompts given, for %s has no %s; --calibrate=TEXT measures them "
                      "on more text and keeps the figures.", workdir or "the model", FILE)
         new = min(64, model.window // 2)
-        calibration = calibrate_on(model, [prompt[-(model.window - new):] for prompt in prompts[:16]], new_tokens=new,
-                                   name="the prompts given")
+        calibration = calibrate_on(model, [row[-(model.window - new):].tolist() for row in rows[:16]],
+                                   name="the prompts given", new_tokens=new)
     key = conditions(model, batch, length)
     kept = calibration.costs.get(key, {})
     known = {tree: kept[name] for tree in candidates(calibration, model.heads)
@@ -215,7 +226,7 @@ def choose_for(model: DecodingModel, prompts: Sequence[Sequence[int]], *, max_ne
     before = dict(known)
     if not known:
         logging.info("Timing what drafts cost on this machine%s.", ", once for such prompts" if stored else "")
-    choice = choose(calibration, cost, heads=model.heads, batch=len(prompts), known=known)
+    choice = choose(calibration, cost, heads=model.heads, batch=len(rows), known=known)
     if stored and known != before:
         costs = {**calibration.costs, key: {**kept, **{tree_name(tree): known[tree] for tree in known}}}
         try:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.calibration import FILE, Calibration, load, save
 from mtp_jax.decoding.forward import draft, draft_logits, read_rows
 from mtp_jax.decoding.generate import DecodingModel, Prompts, encode, generate
@@ -105,27 +104,26 @@ def _pieces(ids: np.ndarray, count: int, length: int) -> list[np.ndarray]:
 def _measure(model: DecodingModel, texts: Sequence[np.ndarray], starts: Sequence[int], ranks: int
              ) -> list[np.ndarray]:
     """Returns the ranks of each text, [positions, N - 1], from the last token of its prompt on."""
-    N, longest = model.config.num_heads, max(map(len, texts))
-    tokens_BxL = np.zeros((len(texts), longest), np.int32)
-    for row, text in zip(tokens_BxL, texts):
-        row[:len(text)] = text
-    lengths_B = np.array(list(map(len, texts)), np.int32)
-    first_B = np.array(starts, np.int32) - 1
+    N, batch = model.config.num_heads, -(-len(texts) // model.rows_multiple) * model.rows_multiple
+    tokens_BxL = np.zeros((batch, max(map(len, texts))), np.int32)
+    lengths_B, first_B = np.ones(batch, np.int32), np.zeros(batch, np.int32)
+    for row, (text, start) in enumerate(zip(texts, starts)):
+        tokens_BxL[row, :len(text)], lengths_B[row], first_B[row] = text, len(text), start - 1
     # At the last position counted, head N still has a token to be compared with.
     counts_B = np.maximum(0, lengths_B - N - first_B)
-    with use_layout(model.layout):
-        ranks_PxBxJ = np.asarray(_ranks_of(model.config, model.weights, tokens_BxL, lengths_B, first_B,
-                                           positions=int(counts_B.max()), kernel="xla"))
-    return [np.minimum(ranks_PxBxJ[:count, row], ranks).astype(np.uint8) for row, count in enumerate(counts_B)]
+    positions = max(1, int(counts_B.max()))
+    key = ("ranks", tokens_BxL.shape, positions)
+    if key not in model.programs:
+        model.programs[key] = jax.jit(functools.partial(_ranks_of, model, positions))
+    ranks_PxBxJ = np.asarray(model.programs[key](model.weights, tokens_BxL, lengths_B, first_B))
+    return [np.minimum(ranks_PxBxJ[:counts_B[row], row], ranks).astype(np.uint8) for row in range(len(texts))]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("positions", "kernel"))
-def _ranks_of(config: ModelConfig, weights: Weights, tokens_BxL: jax.Array, lengths_B: jax.Array, first_B: jax.Array,
-              *, positions: int, kernel: str) -> jax.Array:
+def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL: jax.Array, lengths_B: jax.Array,
+              first_B: jax.Array) -> jax.Array:
     """Returns the ranks [P, B, N - 1] at the positions from first_B on; those too near to the end mean nothing."""
-    B, L = tokens_BxL.shape
+    config, (B, L) = model.config, tokens_BxL.shape
     J, V = config.num_heads - 1, config.padded_vocab_size
-    verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel=kernel)
 
     def at(offset: jax.Array) -> jax.Array:
         h_BxJxD, _ = draft(config, weights, verified, None, first_B + offset, heads=J + 1, dtype=config.dtype)
@@ -138,8 +136,10 @@ def _ranks_of(config: ModelConfig, weights: Weights, tokens_BxL: jax.Array, leng
                            logits_BxJxV > level_BxJx1)
         return jnp.sum(before, axis=2)
 
-    side_by_side = max(1, 2**24 // (B * J * V))  # positions: logits stay below 64 MiB
-    return jax.lax.map(at, jnp.arange(positions, dtype=jnp.int32), batch_size=min(side_by_side, positions))
+    with use_layout(model.layout):
+        verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel="xla")
+        side_by_side = max(1, 2**24 // (B * J * V))  # positions: logits stay below 64 MiB
+        return jax.lax.map(at, jnp.arange(positions, dtype=jnp.int32), batch_size=min(side_by_side, positions))
 
 
 def read_text(path: str) -> str | bytes:

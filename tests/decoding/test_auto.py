@@ -3,19 +3,24 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from absl import logging
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtp_jax.config import ParallelConfig
 from mtp_jax.decoding import auto
 from mtp_jax.decoding import calibration as files
+from mtp_jax.decoding.calibrate import calibrate_on
 from mtp_jax.decoding.calibration import Calibration
 from mtp_jax.decoding.generate import DecodingModel, generate
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.model import ModelSpec
+from mtp_jax.parallel import Layout, make_mesh
 from tests.decoding.made_ranks import make_calibration
+from tests.decoding.models import random_model
 from tests.small_model import make_config, make_params
 
 
@@ -178,6 +183,25 @@ def test_without_a_calibration_the_prompts_are_it(tmp_path, fake, told):
     choice = auto.choose_for(make_model(), prompts, max_new_tokens=4, workdir=tmp_path)
     assert choice.text == "the prompts given" and len(choice.table) >= 4
     assert "calibrated on the prompts given" in told[0] and list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_does_not_fit_is_told_before_anything_is_timed(tmp_path, fake):
+    files.save(make_calibration(), tmp_path)
+    with pytest.raises(ValueError, match="Prompt 2 has 24 tokens .* does not fit the window of 24"):
+        auto.choose_for(make_model(), [[1], [2] * 24], max_new_tokens=4, workdir=tmp_path)
+    assert fake.asked == []
+
+
+def test_a_mesh_is_calibrated_and_timed_like_one_device(x64, greedy_only):
+    """Three rows on devices for two at a time: they are filled up."""
+    spec, params, _ = random_model("linear", num_heads=3)
+    layout = Layout.create(make_mesh("data:2,tensor:2", jax.devices()[:4]), ParallelConfig().rules)
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    one, mesh = (DecodingModel.from_params(spec, params, window=24, layout=layout) for layout in (None, layout))
+    found = [calibrate_on(model, prompts, new_tokens=12, ranks=3) for model in (mesh, one)]
+    assert found[0].counts == found[1].counts and found[0].positions == 30
+    assert auto.measure(mesh, [Tree.chain(2)], batch=4, prompt_tokens=3, length=15, rounds=1)[0] > 0
+    assert auto.conditions(mesh, 4, 15) != auto.conditions(one, 4, 15)
 
 
 def test_one_head_is_no_choice(fake):

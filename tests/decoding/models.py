@@ -14,7 +14,7 @@ from tests.decoding.naive import Naive
 from tests.small_model import ROLLED, loss_of, make_config, make_params
 from tests.training.small_runs import WORDS
 
-WINDOW = 30  # two prompts' worth and a block fit 64 positions: one program serves every length
+WINDOW = 60  # with a block of 4 behind it the 64 positions that a program is compiled for
 RANDOM = {
     "parallel": dict(num_heads=2, num_layers=3, num_attention_heads=4, num_kv_heads=2, qk_norm=True,
                      extra_trunk_layers=1),

@@ -22,7 +22,7 @@ from tests.decoding.checks import (
 from tests.decoding.models import RANDOM, WINDOW, trained_model
 
 TOKENS = 2_000  # that each of six tests compares at least, 12,000 in all
-BATCHES = 4
+BATCHES = 2
 
 
 def literal(naive, prompt, count, tree):
@@ -91,7 +91,7 @@ def test_greedy_is_exact_for_a_trained_model(x64):
     assert check_every_block(entry, model, [{"heads": 1}, {"heads": 4}, {"tree": BUSHY[4]}], "trained") >= TOKENS
     rows = entry[2].speculative(ragged(1, 259, LENGTHS), WINDOW, Tree.chain(4))
     accepted = np.sum([row.accepted for row in rows], axis=0)
-    assert accepted[0] > accepted[1] > accepted[2] > 5  # without drafts the counts could agree on nothing
+    assert accepted[0] > accepted[1] > accepted[2] > 10  # without drafts the counts could agree on nothing
 
 
 def test_greedy_is_exact_with_fewer_heads_than_the_model_has(x64, greedy_only):

@@ -47,7 +47,7 @@ def test_every_limit_cuts_the_same_text(block, x64):
     entry, model = byte_model()
     prompt = [256, *b"for "]
     tokens, by = free(prompt, block)
-    for limit in range(1, len(tokens) + 1):
+    for limit in (*range(1, 16), len(tokens)):
         result = generate(model, batch(prompt), max_new_tokens=limit, stop=[], **block)
         assert (tokens_of(result)[0], result.drafted_by[0].tolist()) == (tokens[:limit], by[:limit])
         assert result.finished[0] == "length" and result.forwards[0] <= limit

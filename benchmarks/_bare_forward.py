@@ -80,5 +80,5 @@ def one_forward(config: ModelConfig, weights: Weights, state, tokens_BxQ: jax.Ar
     h_BxJxD, news = draft(config, weights, verified, cache, zeros_B, heads=tree.heads, dtype=cache_dtype(cache))
     # A tree's path is gathered in the loop too: that is the price of a tree, not of a forward.
     path_BxK = None if tree.is_chain else jnp.tile(zeros_B[:, None], (1, tree.heads))
-    cache = write(cache, verified.trunk, news, path_BxK, zeros_B)
+    cache = write(cache, verified.trunk, news, path_BxK, zeros_B, (logits_BxQxV, h_BxJxD))
     return cache, h_BxJxD, drafts_BxJxV, logits_BxQxV

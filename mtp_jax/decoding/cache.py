@@ -73,7 +73,7 @@ def fill(trunk: Sequence[KeysValues], heads: Sequence[KeysValues], lengths_B: ja
 
 
 def write(cache: Cache, trunk: Sequence[KeysValues], heads: Sequence[KeysValues], path_BxK: jax.Array | None,
-          advance_B: jax.Array) -> Cache:
+          advance_B: jax.Array, after: Sequence[jax.Array]) -> Cache:
     """Puts part of a block behind what is cached.
 
     Args:
@@ -82,17 +82,34 @@ def write(cache: Cache, trunk: Sequence[KeysValues], heads: Sequence[KeysValues]
       heads: likewise, one a head.
       path_BxK: which positions of the block to keep, in order; None: all of them.
       advance_B: how many of these count from now on; the rest lies behind the length and is written over later.
+      after: what the forward of the block ends in, each [B, positions, features]. Nothing is written before it is
+        known: the old cache has been read then, so that the new one can take its place.
 
     Returns:
       The new cache; in place where the old one is not needed any more.
     """
+    start_B = _once_known(cache.lengths_B, after)
+
     def put(old_BxKxSxC: jax.Array, new_BxKxQxC: jax.Array) -> jax.Array:
         if path_BxK is not None:
             new_BxKxQxC = jnp.take_along_axis(new_BxKxQxC, path_BxK[:, None, :, None], axis=2)
-        return constrain(_put_rows(old_BxKxSxC, new_BxKxQxC, cache.lengths_B), *AXES)
+        return constrain(_put_rows(old_BxKxSxC, new_BxKxQxC, start_B), *AXES)
 
     return Cache(jax.tree.map(put, cache.trunk, tuple(trunk)), jax.tree.map(put, cache.heads, tuple(heads)),
                  cache.lengths_B + advance_B)
+
+
+def _once_known(start_B: jax.Array, after: Sequence[jax.Array]) -> jax.Array:
+    """Returns `start_B`, by way of `after`.
+
+    Else the compiler sees no order between a layer's attention, which reads the old cache, and the write into it, and
+    copies the whole cache twice in every step. No barrier tells it: those are gone before copies are placed. That no
+    result is NaN it cannot know, and where one is, the text is lost anyway.
+    """
+    for x_BxQxD in after:
+        if x_BxQxD.shape[1]:
+            start_B = start_B + jnp.any(jnp.isnan(x_BxQxD[:, :, 0]), axis=1).astype(start_B.dtype)
+    return start_B
 
 
 def _put_rows(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:

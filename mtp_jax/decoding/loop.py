@@ -126,7 +126,7 @@ def step(config: ModelConfig, tree: Tree, weights: Weights, state: State, reques
                           dtype=cache_dtype(state.cache))
     running_B = state.status_B == RUNNING
     cache = write(state.cache, verified.trunk, news, None if tree.is_chain else accepted.path_BxK,
-                  jnp.where(running_B, accepted.count_B + 1, 0))
+                  jnp.where(running_B, accepted.count_B + 1, 0), (logits_BxQxV, h_BxJxD))
     # The line that goes into the text: the accepted drafts, then head 1's token.
     drafts_BxK = jnp.take_along_axis(tokens_BxQ, jnp.roll(accepted.path_BxK, -1, axis=1), axis=1)
     own_BxK = jnp.arange(tree.heads)[None] == accepted.count_B[:, None]

@@ -142,7 +142,8 @@ def _emit(state: State, request: Request, line_BxK: jax.Array, count_B: jax.Arra
     K = line_BxK.shape[1]
     place_K = jnp.arange(K, dtype=jnp.int32)
     room_B = jnp.minimum(count_B + 1, request.limits_B - state.produced_B)
-    stops_BxK = jnp.any(line_BxK[:, :, None] == request.stop_ids[None, None], axis=2) & (place_K[None] < room_B[:, None])
+    is_stop_BxK = jnp.any(line_BxK[:, :, None] == request.stop_ids[None, None], axis=2)
+    stops_BxK = is_stop_BxK & (place_K[None] < room_B[:, None])
     first_stop_B = jnp.min(jnp.where(stops_BxK, place_K[None], K), axis=1)
     new_B = jnp.where(running_B, jnp.minimum(room_B, first_stop_B + 1), 0)
     produced_B = state.produced_B + new_B

@@ -97,16 +97,22 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
 
 
 def _shardings(spec: ModelSpec, loaded: int, layout: Layout) -> Weights:
-    """Returns how each of the weights lies on the mesh: as in training, without the axis that stacked them."""
-    def lay(axes: Params, stacked: bool) -> Any:
-        return jax.tree.map(lambda names: layout.sharding(names[stacked:]), axes,
-                            is_leaf=lambda x: isinstance(x, tuple))
+    """Returns how each of the weights lies on the mesh: as in training, without the axis that stacked them.
 
-    axes = spec.axes
-    trunk = (lay(axes["trunk"], True),) * num_trunk_layers(spec.config) if "trunk" in axes else ()
+    Raises:
+      ValueError: the mesh would split an axis that it does not divide.
+    """
+    def lay(part: str, stacked: bool) -> Any:
+        def sharding(path: Any, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> jax.sharding.Sharding:
+            name = "/".join([part, *(key.key for key in path)])
+            return layout.sharding(names[stacked:], leaf.shape[stacked:], name)
+
+        return jax.tree_util.tree_map_with_path(sharding, spec.shapes[part], spec.axes[part])
+
+    trunk = (lay("trunk", True),) * num_trunk_layers(spec.config) if "trunk" in spec.axes else ()
     matrices: Any = (layout.sharding(("embed", "vocab")),) * (loaded if spec.config.unembedding == "replicated" else 1)
-    return Weights(lay(axes["embedding"]["embedding"], False), trunk, (lay(axes["heads"], True),) * loaded,
-                   lay(axes["final_norm"], False), matrices)
+    return Weights(lay("embedding", False)["embedding"], trunk, (lay("heads", True),) * loaded,
+                   lay("final_norm", False), matrices)
 
 
 def first_heads(config: ModelConfig, weights: Weights, heads: int) -> Weights:

@@ -55,3 +55,8 @@ def test_the_cache_is_laid_out_by_the_rules(x64, greedy_only):
         for sharding in layers:
             assert sharding.shard_shape((8, 2, 64, 4)) == (2, 1, 64, 4)
             assert sharding.is_equivalent_to(NamedSharding(sharding.mesh, P(("data", "fsdp"), "tensor")), 4)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused():
+    with pytest.raises(ValueError, match="trunk/attention/key.*'kv_heads' has length 2, which .* into 8; change"):
+        on_mesh("tensor:8")

@@ -17,7 +17,7 @@ from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.weights import unembed, unstack
 from mtp_jax.model import ModelSpec
 from tests.decoding.checks import BUSHY, decoding_model, ragged, tokens_of
-from tests.decoding.models import RANDOM, trained_model
+from tests.decoding.models import RANDOM, random_model, trained_model
 from tests.small_model import QUICK, make_config, make_params
 
 
@@ -96,9 +96,8 @@ def test_a_block_behind_the_cache_reads_what_the_whole_text_has(dtype, least, mo
 
 def test_drafts_change_nothing_with_a_cache_in_16_bits(x64, greedy_only):
     """A block reads its own keys and values as rounded as the cache has them; in fp64 nothing else differs."""
-    entry = trained_model()
-    model = decoding_model(entry, cache_dtype="bfloat16")
-    prompts = ragged(4, 128, (1, 5, 12, 30))
-    plain, tree = (generate(model, prompts, max_new_tokens=29, **block) for block in ({"heads": 1}, {"tree": BUSHY[4]}))
+    model = decoding_model(random_model("parallel"), cache_dtype="bfloat16")
+    prompts = ragged(4, 11, (1, 5, 12, 30))
+    plain, tree = (generate(model, prompts, max_new_tokens=29, **block) for block in ({"heads": 1}, {"tree": BUSHY[2]}))
     assert tokens_of(tree) == tokens_of(plain)
     assert max(tree.forwards) < 29 == min(plain.forwards)

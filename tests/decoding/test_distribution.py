@@ -13,7 +13,9 @@ from tests.decoding.naive import Naive
 from tests.small_model import make_config, make_params
 
 PROMPT, V, ROWS, CALLS = [3, 0, 4], 5, 2500, 8
-FILTERS = [dict(temperature=1.0), dict(temperature=0.7, top_p=0.85), dict(temperature=1.6, top_k=3, min_p=0.1)]
+FILTERS = {"plain": dict(temperature=1.0), "top_p": dict(temperature=0.7, top_p=0.85),
+           "top_k and min_p": dict(temperature=1.6, top_k=3, min_p=0.1)}
+CHAIN, TREE = {"heads": 3}, {"tree": BUSHY[3]}
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,23 @@ def enumerated(naive, filters):
     return first_5[:, None, None] * second_5x5[:, :, None] * third_5x5x5
 
 
-@pytest.mark.parametrize("block", [{"heads": 3}, {"tree": BUSHY[3]}], ids=["chain", "tree"])
-def test_twenty_thousand_texts(block, entry):
-    model = decoding_model(entry)
-    for filters in FILTERS:
-        results = [generate(model, [PROMPT] * ROWS, max_new_tokens=3, seed=seed, **filters, **block)
-                   for seed in range(CALLS)]
-        texts = np.concatenate([np.stack(result.tokens) for result in results])
-        want = enumerated(entry[2], filters)
-        assert texts.shape == (20_000, 3) and abs(want.sum() - 1) < 1e-6
-        assert chi_square(texts, want) > 1e-3, filters
-        assert chi_square(texts, enumerated(entry[2], {**filters, "temperature": 1.15 * filters["temperature"]})) < 1e-6
-        accepted = sum(result.accepted.sum(axis=0) for result in results) / len(texts)
-        assert 0.2 < accepted[0] < 1 and accepted[1] > 0.05, accepted
+@pytest.fixture(scope="module")
+def model(entry):
+    return decoding_model(entry)
+
+
+@pytest.mark.parametrize("block, name", [
+    (CHAIN, "top_p"), (TREE, "top_k and min_p"),
+    *(pytest.param(block, name, marks=pytest.mark.slow) for block, name in (
+        (CHAIN, "plain"), (CHAIN, "top_k and min_p"), (TREE, "plain"), (TREE, "top_p")))])
+def test_twenty_thousand_texts(block, name, entry, model):
+    filters = FILTERS[name]
+    results = [generate(model, [PROMPT] * ROWS, max_new_tokens=3, seed=seed, **filters, **block)
+               for seed in range(CALLS)]
+    texts = np.concatenate([np.stack(result.tokens) for result in results])
+    want = enumerated(entry[2], filters)
+    assert texts.shape == (20_000, 3) and abs(want.sum() - 1) < 1e-6
+    assert chi_square(texts, want) > 1e-3
+    assert chi_square(texts, enumerated(entry[2], {**filters, "temperature": 1.15 * filters["temperature"]})) < 1e-6
+    accepted = sum(result.accepted.sum(axis=0) for result in results) / len(texts)
+    assert 0.2 < accepted[0] < 1 and accepted[1] > 0.05, accepted

@@ -22,7 +22,6 @@ from tests.decoding.checks import (
 from tests.decoding.models import RANDOM, WINDOW, trained_model
 
 TOKENS = 2_000  # that each of six tests compares at least, 12,000 in all
-BATCHES = 2
 
 
 def literal(naive, prompt, count, tree):
@@ -58,10 +57,10 @@ def test_the_reference_counts_as_the_literal_algorithm_does(tree, x64):
         assert row.accepted[0] > 0
 
 
-def check_every_block(entry, model, blocks, name):
+def check_every_block(entry, model, blocks, name, batches=2):
     """Compares ragged batches to the end of the window, then stop tokens at every kind of place."""
     compared = 0
-    for seed in range(BATCHES):
+    for seed in range(batches):
         prompts = ragged(seed, entry[0].config.vocab_size, LENGTHS)
         greedy = entry[2].greedy(prompts, WINDOW)
         for block in blocks:
@@ -96,14 +95,22 @@ def test_greedy_is_exact_for_a_trained_model(x64):
 
 def test_greedy_is_exact_with_fewer_heads_than_the_model_has(x64, greedy_only):
     entry, model = greedy_model("trained")
-    assert check_every_block(entry, model, [{"heads": 2}, {"heads": 3}, {"tree": FLAT}], "trained") >= TOKENS
+    assert check_every_block(entry, model, [{"heads": 2}, {"heads": 3}], "trained", batches=3) >= TOKENS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["causal", "anticausal", "linear"])
+def test_greedy_is_exact_for_trained_models_of_other_kinds(kind, x64, greedy_only):
+    entry = trained_model(kind)
+    blocks = [*({"heads": k} for k in range(1, 5)), {"tree": FLAT}, {"tree": BUSHY[4]}]
+    assert check_every_block(entry, decoding_model(entry), blocks, kind) >= TOKENS
 
 
 def test_fp32_parts_from_greedy_only_at_near_ties(greedy_only, capsys):
     """Every token is head 1's choice up to a gap of 1e-4; where a row parts from the reference, that is listed."""
     entry = trained_model(dtype="float32")
     model, parted, compared = decoding_model(entry), [], 0
-    for seed in range(BATCHES):
+    for seed in range(2):
         prompts = ragged(seed, 259, LENGTHS)
         greedy = entry[2].greedy(prompts, WINDOW)
         for block in ({"heads": 4}, {"tree": BUSHY[4]}):

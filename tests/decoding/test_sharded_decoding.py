@@ -30,8 +30,9 @@ def on_mesh(mesh):
     return DecodingModel.from_params(spec, params, window=naive.window, layout=layout)
 
 
-@pytest.mark.parametrize("mesh, block", [("data:8", {"heads": 3}), ("data:2,fsdp:2,tensor:2", {"heads": 3}),
-                                         ("fsdp:2,tensor:2,pred_heads:2", {"tree": BUSHY[3]})])
+@pytest.mark.parametrize("mesh, block", [
+    ("data:2,fsdp:2,tensor:2", {"heads": 3}), ("fsdp:2,tensor:2,pred_heads:2", {"tree": BUSHY[3]}),
+    pytest.param("data:8", {"heads": 3}, marks=pytest.mark.slow)])
 def test_the_tokens_are_those_of_one_device(mesh, block, x64, greedy_only):
     naive = entry()[2]
     prompts = ragged(2, 11, LENGTHS)

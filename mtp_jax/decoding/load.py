@@ -12,17 +12,16 @@ from etils import epath
 
 from mtp_jax.checkpoints import CheckpointError, load_extra, load_params, structure
 from mtp_jax.checkpoints.reading import finished_steps
-from mtp_jax.config import Config, check_choice, from_dict
+from mtp_jax.config import Config, from_dict
 from mtp_jax.data.sources.paths import nearest_sibling
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
-from mtp_jax.decoding.model import DecodingModel
+from mtp_jax.decoding.model import DecodingModel, check_use
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import get_head_kind
 from mtp_jax.parallel import Layout, make_mesh
 from mtp_jax.training import workdir as workdirs
 from mtp_jax.training.state import flatten_params
 
-CACHE_DTYPES = ("float32", "bfloat16")
 _told: set[str] = set()  # workdirs whose lack of a tokenizer's hash was told
 
 
@@ -55,27 +54,24 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
     path = _checkpoint(folder, step)
     stored = _stored(folder, path)
     config = _config(folder, stored)
-    k = _check_heads(config, heads, folder)
-    if window is not None and window < 1:
-        raise ValueError(f"window={window} must be at least 1: it counts the tokens of the prompt and the new ones.")
-    if window is not None and window > config.data.seq_len:
+    heads = config.model.num_heads if heads is None else heads
+    window = config.data.seq_len if window is None else window
+    check_use(config.model, heads=heads, window=window, cache_dtype=cache_dtype or config.model.dtype)
+    if window > config.data.seq_len:
         logging.warning("window=%d is longer than the %d tokens of context that %s was trained on: what comes after "
                         "those may be poor.", window, config.data.seq_len, folder)
-    if cache_dtype is not None:
-        check_choice("cache_dtype", cache_dtype, CACHE_DTYPES)
     found = _tokenizer(config, tokenizer, stored.get("tokenizer_hash"), folder)
     config.model.validate()
     layout = None if mesh is None else Layout.create(make_mesh(mesh), config.parallel.rules)
     spec = ModelSpec.create(config.model)
-    rows = get_head_kind(config.model.head_kind).loaded(config.model.num_heads, k)
+    rows = get_head_kind(config.model.head_kind).loaded(config.model.num_heads, heads)
     like = _wanted(spec, rows, layout)
     source = load_params(path, like=like, heads=rows, verify=config.checkpoint.verify)
     structure.check_same(
         structure.flatten(source.params), structure.flatten(like), where=f"The checkpoint {source.path}",
         remedy=f"{folder / workdirs.CONFIG_FILE} tells of another model: restore the one that training wrote, or "
                "delete it, for the checkpoints hold the same settings.")
-    model = DecodingModel.from_params(spec, source.params, heads=k, tokenizer=found,
-                                      window=config.data.seq_len if window is None else window, layout=layout,
+    model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=found, window=window, layout=layout,
                                       cache_dtype=cache_dtype)
     return dataclasses.replace(model, source=os.fspath(folder), step=source.step)
 
@@ -134,18 +130,6 @@ def _config(folder: epath.Path, stored: Any) -> Config:
     except ValueError as error:
         raise ValueError(f"{folder / workdirs.CONFIG_FILE} is damaged, or of a newer mtp_jax ({error}): restore it, "
                          "update mtp_jax, or delete the file, for the checkpoints hold the same settings.") from error
-
-
-def _check_heads(config: Config, heads: int | None, folder: epath.Path) -> int:
-    """Returns how many heads are used.
-
-    Raises:
-      ValueError: fewer than one, or more than the model has.
-    """
-    there = config.model.num_heads
-    if heads is not None and not 1 <= heads <= there:
-        raise ValueError(f"heads={heads}, but the model in {folder} has {there}: ask for 1 (no drafts) to {there}.")
-    return there if heads is None else heads
 
 
 def _tokenizer(config: Config, given: str | Tokenizer | None, wanted: str | None, folder: epath.Path) -> Tokenizer:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mtp_jax.config import ModelConfig
+from mtp_jax.config import ModelConfig, check_choice
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding.weights import Weights, unstack
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.language_model import Params
 from mtp_jax.parallel import Layout
+
+CACHE_DTYPES = ("float32", "bfloat16")  # and the model's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class DecodingModel:
     cache_dtype: str = "float32"
     source: str | None = None
     step: int | None = None
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def from_params(cls, spec: ModelSpec, params: Params, *, heads: int | None = None,
@@ -60,14 +59,12 @@ class DecodingModel:
           cache_dtype: what keys and values are kept in; None: the model's dtype.
 
         Raises:
-          ValueError: `heads` or `window` does not fit, or the dtype of the cache is unknown.
+          ValueError: as `check_use`; or the layout does not divide the model.
         """
         config = spec.config
         heads = config.num_heads if heads is None else heads
-        check_heads(heads, config.num_heads)
-        if window < 1:
-            raise ValueError(f"window={window} must be at least 1: it counts the tokens of prompt and text.")
-        cache_dtype = jnp.dtype(cache_dtype or config.dtype).name
+        cache_dtype = cache_dtype or config.dtype
+        check_use(config, heads=heads, window=window, cache_dtype=cache_dtype)
         if layout is not None:  # blocks are too short to be split
             layout = dataclasses.replace(layout, rules={**layout.rules, "length": ()})
         return cls(config, unstack(spec, params, heads=heads, layout=layout), heads, window, tokenizer, layout,
@@ -85,10 +82,13 @@ class DecodingModel:
         """The batch must be a multiple of this, so that every device gets whole rows."""
         return 1 if self.layout is None else self.layout.size("batch")
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights, over all devices."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
+
+def check_use(config: ModelConfig, *, heads: int, window: int, cache_dtype: str) -> None:
+    """Raises ValueError unless a model of this shape can be used so; `DecodingModel` says what the settings mean."""
+    check_heads(heads, config.num_heads)
+    if window < 1:
+        raise ValueError(f"window={window} must be at least 1: it counts the tokens of the prompt and the new ones.")
+    check_choice("cache_dtype", cache_dtype, tuple(dict.fromkeys((*CACHE_DTYPES, config.dtype))))
 
 
 def check_heads(heads: int, there: int) -> None:

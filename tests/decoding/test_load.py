@@ -95,8 +95,8 @@ def test_a_damaged_checkpoint_is_passed_over(copy, caplog):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(heads=4), "heads=4, but the model in .* has 3: ask for 1 .* to 3"),
-    (dict(heads=0), "heads=0, but"),
+    (dict(heads=4), r"heads=4 must lie in 1\.\.3.*: 1 decodes without drafts"),
+    (dict(heads=0), "heads=0 must lie in"),
     (dict(window=0), "window=0 must be at least 1"),
     (dict(step=7), "step=7, but .* has checkpoints of the steps 1, 2"),
     (dict(cache_dtype="float8"), "cache_dtype='float8' is not one of"),
@@ -105,6 +105,24 @@ def test_a_damaged_checkpoint_is_passed_over(copy, caplog):
 def test_arguments_that_do_not_fit(saved, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_model(saved[0], **arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}], ids=["greedy", "drawn"])
+def test_a_model_that_diverged_is_told(options):
+    spec = ModelSpec.create(make_config(**KINDS["linear"]))
+    params = jax.tree.map(lambda leaf: np.nan * leaf, make_params(spec.config))
+    told = []
+    with pytest.raises(ValueError, match="logits after prompt 1 are NaN.*earlier step"):
+        generate(DecodingModel.from_params(spec, params, window=WINDOW), [[1, 2]], max_new_tokens=4, **options,
+                 on_tokens=lambda *tokens: told.append(tokens))
+    assert told == []
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float33", "float64"])
+def test_the_cache_has_a_dtype_of_its_own_or_the_models(dtype):
+    spec = ModelSpec.create(make_config(**KINDS["linear"], dtype="float32", param_dtype="float32"))
+    with pytest.raises(ValueError, match=f"cache_dtype='{dtype}' is not one of .'bfloat16', 'float32'."):
+        DecodingModel.from_params(spec, make_params(spec.config), window=WINDOW, cache_dtype=dtype)
 
 
 def test_a_window_longer_than_training_is_warned_of(saved, caplog):

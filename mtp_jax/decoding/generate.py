@@ -57,18 +57,20 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
       typical: typical acceptance (Cai et al. 2024); accepts more drafts and is not lossless.
       typical_epsilon: see `make_sampling`.
       typical_delta: see `make_sampling`.
-      seed: of the draws. Those of row b depend on (seed, b) and on nothing else.
+      seed: of the draws, in [0, 2**32). Those of row b depend on (seed, b) and on nothing else.
       stop: ids that end a row and are not part of its text. None: the tokenizer's EOS, if there is a tokenizer.
       on_tokens: called with (row, its new ids, the heads that drafted them) while it runs.
       stream_every: forwards between these calls.
 
     Raises:
-      ValueError: an argument does not fit; names it, its value and the remedy.
+      ValueError: an argument does not fit; names it, its value and the remedy. Or the model's logits are not numbers.
     """
     rows = encode(model, prompts)
     tree = _tree(model, heads, tree)
     sampling = make_sampling(temperature, top_k, top_p, min_p, typical, typical_epsilon, typical_delta)
     limits = row_limits(model, rows, max_new_tokens)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie in [0, 2**32).")
     if stream_every < 1:
         raise ValueError(f"stream_every={stream_every} must be at least 1 forward.")
 
@@ -82,6 +84,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     clock = time.perf_counter()
     state = jax.block_until_ready(programs.start(programs.weights, tokens, lengths, request))
     seconds = prompt_seconds = time.perf_counter() - clock
+    _check_numbers(model, state)
     stream = _Stream(on_tokens, len(rows))
     stream.send(state)
     blocks = np.int32(ENDLESS if on_tokens is None else stream_every)
@@ -89,6 +92,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
         clock = time.perf_counter()
         state = jax.block_until_ready(programs.run(programs.weights, state, request, blocks))
         seconds += time.perf_counter() - clock
+        _check_numbers(model, state)
         stream.send(state)
     return _collect(model, tree, rows, state, limits < max_new_tokens, seconds, prompt_seconds)
 
@@ -206,7 +210,7 @@ def row_limits(model: DecodingModel, rows: Sequence[np.ndarray], max_new_tokens:
             raise ValueError(f"Prompt {number} has {len(row)} tokens (BOS counted) and does not fit the window of "
                              f"{model.window}, which must hold a new token too: cut it to its last {model.window - 1}, "
                              "or raise window beyond what the model was trained on.")
-    return np.minimum(max_new_tokens, model.window - np.array([len(row) for row in rows])).astype(np.int32)
+    return np.array([min(max_new_tokens, model.window - len(row)) for row in rows], np.int32)
 
 
 def _stop_ids(model: DecodingModel, stop: Sequence[int] | None) -> np.ndarray:
@@ -232,7 +236,7 @@ def _pad(rows: Sequence[np.ndarray], batch: int, length: int) -> tuple[np.ndarra
 
 def make_request(sampling: Sampling, limits: np.ndarray, stop_ids: np.ndarray, seed: int, batch: int) -> loop.Request:
     """Returns what the programs are asked for."""
-    key_B = _row_keys(np.uint32(seed % 2**32), batch)
+    key_B = _row_keys(np.uint32(seed), batch)
     padded = np.zeros(batch, np.int32)
     padded[:len(limits)] = limits
     return loop.Request(sampling, padded, stop_ids, key_B)
@@ -242,6 +246,16 @@ def make_request(sampling: Sampling, limits: np.ndarray, stop_ids: np.ndarray, s
 def _row_keys(seed: jax.Array, batch: int) -> jax.Array:
     """Returns a random key a row."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(batch, dtype=jnp.uint32))
+
+
+def _check_numbers(model: DecodingModel, state: loop.State) -> None:
+    """Raises ValueError where logits were NaN, for which `highest` gives an id that there is not."""
+    tokens_BxT = np.asarray(state.tokens_BxT)
+    new_BxT = np.arange(tokens_BxT.shape[1])[None] < np.asarray(state.produced_B)[:, None]
+    lost_B = np.any(new_BxT & (tokens_BxT >= (model.config.vocab_size or 0)), axis=1)
+    if lost_B.any():
+        raise ValueError(f"The logits after prompt {np.argmax(lost_B) + 1} are NaN: training has diverged. Take the "
+                         "checkpoint of an earlier step.")
 
 
 class _Stream:

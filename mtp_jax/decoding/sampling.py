@@ -119,13 +119,13 @@ def _lowest_kept(x: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def highest(x: jax.Array) -> jax.Array:
-    """Returns the id of the highest of x [..., V], of equal ones the first, [...] int32.
+    """Returns the id of the highest of x [..., V], of equal ones the first, [...] int32; V, which is none, among NaN.
 
     It is `jnp.argmax`, for which XLA's CPU takes five to ten times as long as for these two passes.
     """
     x = jax.lax.optimization_barrier(x)  # computed once, so that the maximum is found again
     id_V = jnp.arange(x.shape[-1], dtype=jnp.int32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return jnp.where(x == x.max(-1, keepdims=True), id_V, x.shape[-1] - 1).min(-1)
+    return jnp.where(x == x.max(-1, keepdims=True), id_V, x.shape[-1]).min(-1)
 
 
 def draw(probs_BxV: jax.Array, key_B: jax.Array) -> jax.Array:

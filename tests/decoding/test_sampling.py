@@ -107,6 +107,10 @@ def test_the_highest_tells_apart_what_only_fp64_does(x64):
     assert int(highest(jnp.asarray([1.0, 1.0 + 1e-12, 1.0]))) == 1
 
 
+def test_nothing_is_the_highest_among_nan():
+    assert highest(jnp.asarray([[0.0, np.nan, 1.0], [0.0, -np.inf, -1.0]])).tolist() == [3, 0]
+
+
 def test_draws_follow_the_weights_and_each_row_its_own_key():
     rows = 20_000
     weight = np.array([0.0, 3.0, 1.0, 0.0, 4.0], np.float32)

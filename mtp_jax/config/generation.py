@@ -68,5 +68,3 @@ class GenerationConfig:
             raise ValueError("There is nothing to continue: give --prompt=TEXT or --prompt_file=FILE.")
         if any(not text for text in self.prompt):
             raise ValueError("--prompt is empty: give some text to continue.")
-        if self.stream and (len(self.prompt) > 1 or (self.prompt and self.prompt_file)):
-            raise ValueError("--stream shows one text as it grows: give one prompt, or leave out --stream.")

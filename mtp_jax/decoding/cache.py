@@ -77,7 +77,8 @@ def write(cache: Cache, trunk: Sequence[KeysValues], heads: Sequence[KeysValues]
     """Puts part of a block behind what is cached.
 
     Args:
-      cache: must have room for K more positions in every row, also in one that does not advance.
+      cache: must have room for K more positions in every row that goes on. A row that is done may lack it: its own
+        last positions are then written over, which nobody reads any more.
       trunk: the block's keys and values, one a layer, [B, K, Q, C].
       heads: likewise, one a head.
       path_BxK: which positions of the block to keep, in order; None: all of them.

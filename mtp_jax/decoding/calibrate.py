@@ -13,8 +13,9 @@ from etils import epath
 
 from mtp_jax.decoding.calibration import FILE, Calibration, load, save
 from mtp_jax.decoding.forward import draft, draft_logits, read_rows
-from mtp_jax.decoding.generate import DecodingModel, Prompts, encode, generate
+from mtp_jax.decoding.generate import DecodingModel, Prompts, bucket, encode, generate
 from mtp_jax.decoding.weights import Weights
+from mtp_jax.model.attention import resolve_kernel
 from mtp_jax.parallel import use_layout
 
 __all__ = ["FILE", "Calibration", "calibrate", "calibrate_on", "load", "read_text", "save"]
@@ -105,7 +106,7 @@ def _measure(model: DecodingModel, texts: Sequence[np.ndarray], starts: Sequence
              ) -> list[np.ndarray]:
     """Returns the ranks of each text, [positions, N - 1], from the last token of its prompt on."""
     N, batch = model.config.num_heads, -(-len(texts) // model.rows_multiple) * model.rows_multiple
-    tokens_BxL = np.zeros((batch, max(map(len, texts))), np.int32)
+    tokens_BxL = np.zeros((batch, bucket(model, max(map(len, texts)))), np.int32)
     lengths_B, first_B = np.ones(batch, np.int32), np.zeros(batch, np.int32)
     for row, (text, start) in enumerate(zip(texts, starts)):
         tokens_BxL[row, :len(text)], lengths_B[row], first_B[row] = text, len(text), start - 1
@@ -124,6 +125,7 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
     """Returns the ranks [P, B, N - 1] at the positions from first_B on; those too near to the end mean nothing."""
     config, (B, L) = model.config, tokens_BxL.shape
     J, V = config.num_heads - 1, config.padded_vocab_size
+    kernel = resolve_kernel("auto", model.platform, seq_len=L, head_dim=config.attention_head_dim, dtype=config.dtype)
 
     def at(offset: jax.Array) -> jax.Array:
         h_BxJxD, _ = draft(config, weights, verified, None, first_B + offset, heads=J + 1, dtype=config.dtype)
@@ -137,7 +139,7 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
         return jnp.sum(before, axis=2)
 
     with use_layout(model.layout):
-        verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel="xla")
+        verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel=kernel)
         side_by_side = max(1, 2**24 // (B * J * V))  # positions: logits stay below 64 MiB
         return jax.lax.map(at, jnp.arange(positions, dtype=jnp.int32), batch_size=min(side_by_side, positions))
 

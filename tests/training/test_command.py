@@ -16,7 +16,8 @@ def test_a_run_prints_losses_a_sample_and_where_things_lie(corpus, tmp_path):
     relative = os.path.relpath(tmp_path / "run", ROOT)  # as a person types it
     done = run(command(corpus, relative))
     assert done.returncode == 0, done.stderr
-    for part in ("bits/byte", "A sample at step 8", "head 1 alone", "plots/loss.png", "metrics.jsonl", "tokens a forward"):
+    for part in ("bits/byte", "A sample at step 8", "head 1 alone", "tokens a forward", "plots/loss.png",
+                 "metrics.jsonl"):
         assert part in done.stdout
     for part in ("to resume   python -m experiments.code_bytes --workdir=", "memory", "train 8/8"):
         assert part in done.stderr

@@ -33,8 +33,7 @@ class Calibration:
     Positions are in the order of the text, since blocks do not start everywhere: after a block of many accepted drafts
     the next one starts further on, so stretches that are hard to guess hold more blocks than easy ones, and an average
     over all positions promises more tokens per forward than decoding gives. `expected_tokens` therefore walks from
-    block to block as decoding does; `accuracy`, `prefix_acceptance` and `expected_tokens_anywhere` are averages over
-    all positions.
+    block to block as decoding does; `accuracy` and `expected_tokens_anywhere` are averages over all positions.
 
     Attributes:
       heads: N.
@@ -75,17 +74,6 @@ class Calibration:
         """Share of positions at which rank r of head d + 1 was what head 1 then said: accuracy[d - 1][r]."""
         return [(np.bincount(column, minlength=self.ranks + 1)[:self.ranks] / self.positions).tolist()
                 for column in self._all_PxJ.T]
-
-    @property
-    def counts(self) -> dict[tuple[int, ...], int]:
-        """How often each combination of ranks of heads 2..N was met."""
-        found, numbers = np.unique(self._all_PxJ, axis=0, return_counts=True)
-        return {tuple(map(int, ranks)): int(number) for ranks, number in zip(found, numbers)}
-
-    def prefix_acceptance(self, heads: int) -> list[float]:
-        """Share of positions at which the first j drafts of a chain are all right, for j = 1..heads - 1."""
-        right_PxJ = np.cumprod(self._all_PxJ[:, :heads - 1] == 0, axis=1)
-        return right_PxJ.mean(axis=0).tolist()
 
     def expected_tokens(self, tree: Tree) -> float:
         """Returns the tokens per forward of greedy decoding with `tree` on the measured text.

@@ -38,6 +38,10 @@ class Cost:
         return [self.of(tree) for tree in trees]
 
 
+def same_ranks(one, other):
+    return [row.tolist() for row in one.rows] == [row.tolist() for row in other.rows]
+
+
 def test_known_optima():
     always = Calibration(4, 10, (np.zeros((60, 3), np.uint8),))  # every first candidate is right
     assert auto.choose(always, Cost(), heads=4).tree == Tree.chain(4)
@@ -158,7 +162,7 @@ def test_costs_are_measured_once_and_kept(tmp_path, fake, told):
     auto.choose_for(model, PROMPTS * 2, max_new_tokens=9, workdir=tmp_path)
     assert fake.asked  # another batch costs something else
     stored = files.load(tmp_path, model)
-    assert len(stored.costs) == 2 and stored.counts == make_calibration().counts
+    assert len(stored.costs) == 2 and same_ranks(stored, make_calibration())
 
 
 def test_where_nothing_can_be_kept_the_choice_stands(tmp_path, fake, told, monkeypatch):
@@ -199,7 +203,7 @@ def test_a_mesh_is_calibrated_and_timed_like_one_device(x64, greedy_only):
     prompts = [[1, 2, 3], [4], [5, 6]]
     one, mesh = (DecodingModel.from_params(spec, params, window=24, layout=layout) for layout in (None, layout))
     found = [calibrate_on(model, prompts, new_tokens=12, ranks=3) for model in (mesh, one)]
-    assert found[0].counts == found[1].counts and found[0].positions == 30
+    assert same_ranks(*found) and found[0].positions == 30
     assert auto.measure(mesh, [Tree.chain(2)], batch=4, prompt_tokens=3, length=15, rounds=1)[0] > 0
     assert auto.conditions(mesh, 4, 15) != auto.conditions(one, 4, 15)
 

@@ -67,9 +67,7 @@ def test_blocks_start_more_often_where_guessing_is_hard():
 def test_shares_by_hand():
     calibration = Calibration(3, 2, (np.array([[0, 0], [0, 1], [1, 0]], np.uint8), np.array([[2, 2]], np.uint8)))
     assert calibration.accuracy == [[0.5, 0.25], [0.5, 0.25]]
-    assert calibration.prefix_acceptance(3) == [0.5, 0.25]
-    assert calibration.prefix_acceptance(1) == []
-    assert calibration.counts == {(0, 0): 1, (0, 1): 1, (1, 0): 1, (2, 2): 1}
+    assert calibration.expected_tokens_anywhere(Tree.chain(3)) == 1 + 0.5 + 0.25
     assert calibration.positions == 4
 
 

@@ -57,6 +57,9 @@ class GenerationConfig:
             raise ValueError(f"--max_new_tokens={self.max_new_tokens} must be at least 1.")
         if self.tree < 0:
             raise ValueError(f"--tree={self.tree} must be a number of tokens a forward, or 0 for a chain.")
+        if self.tree == 1:
+            raise ValueError("--tree=1 has room for no draft, for the token that is settled counts: raise it, or give "
+                             "--heads=1 to decode without drafts.")
         if self.tree and self.heads == "auto":
             raise ValueError(f"--tree={self.tree} beside --heads=auto, which chooses the tree itself: leave out one.")
         if self.tree and self.heads == "1":

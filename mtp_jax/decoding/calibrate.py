@@ -151,7 +151,7 @@ def read_text(path: str) -> str | bytes:
       ValueError: it cannot be read.
     """
     try:
-        data = epath.Path(path).read_bytes()
+        data = epath.Path(path).expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"--calibrate={path} cannot be read ({error.strerror or error}): name a text file.") from error
     try:

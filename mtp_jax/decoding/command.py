@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import jax
+from absl import logging
 from etils import epath
 
 from mtp_jax.config import GenerationConfig
@@ -17,6 +18,7 @@ from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding import calibration, prompts, terminal
 from mtp_jax.decoding.generate import DecodingModel, Generation, generate
 from mtp_jax.decoding.load import load_model
+from mtp_jax.decoding.model import check_heads
 from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.parallel.compile_cache import set_compile_cache
@@ -58,11 +60,18 @@ def _run(config: GenerationConfig) -> None:
                          "out --stream.")
     if config.stats and not epath.Path(config.stats).expanduser().parent.is_dir():
         raise ValueError(f"--stats={config.stats} is in a folder that does not exist: make it, or name another file.")
+    if config.stats and epath.Path(config.stats).expanduser().is_dir():
+        raise ValueError(f"--stats={config.stats} is a folder: name a file in it.")
+    if config.temperature == 0 and not config.typical and (config.top_k or config.top_p < 1 or config.min_p):
+        logging.warning("--top_k, --top_p and --min_p change nothing at --temperature=0, which takes the most likely "
+                        "token: raise the temperature to draw.")
     set_compile_cache("auto")
     everything = config.calibrate or config.heads == "auto"
     model = load_model(config.workdir, heads=None if everything or not config.heads else int(config.heads),
                        window=config.window, mesh=config.mesh or None, cache_dtype=config.cache_dtype or None,
                        tokenizer=config.tokenizer or None, step=config.step)
+    if config.heads not in ("", "auto"):  # with --calibrate all are loaded, whatever --heads is
+        check_heads(int(config.heads), model.heads)
     tokenizer = cast(Tokenizer, model.tokenizer)  # load_model has one or raises
     ids = prompts.prompt_ids(tokenizer, texts)
     stop = prompts.stop_ids(tokenizer, config.stop, model.config.vocab_size or 0)

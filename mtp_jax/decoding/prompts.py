@@ -68,12 +68,15 @@ def stop_ids(tokenizer: Tokenizer, stops: Sequence[str], vocab_size: int) -> lis
     """
     ids = []
     for stop in stops:
-        if stop.isdecimal():
-            if int(stop) >= vocab_size:
+        if stop.isascii() and stop.isdecimal():
+            if len(stop.lstrip("0")) > 10 or int(stop) >= vocab_size:
                 raise ValueError(f"--stop={stop} is no token: ids are below {vocab_size}.")
             ids.append(int(stop))
             continue
-        found = tokenizer.encode(stop)
+        try:
+            found = tokenizer.encode(_argument(stop))
+        except ValueError as error:
+            raise ValueError(f"--stop={stop!r}: {error}") from error
         if len(found) != 1:
             raise ValueError(f"--stop={stop!r} is {len(found)} tokens, but one token ends a text: give a text that is "
                              f"one, or an id below {vocab_size}.")

@@ -35,7 +35,11 @@ def main() -> NoReturn:
     own = define_flags()
 
     def run() -> int:
-        from mtp_jax.checkpoints import CheckpointError  # from here on the imports that take seconds: --help does not
+        from mtp_jax.parallel import host_memory  # from here on the imports that take seconds: --help does without
+
+        if host_memory.will_run_on_cpu():
+            host_memory.keep_freed_memory()
+        from mtp_jax.checkpoints import CheckpointError
         from mtp_jax.decoding.command import run as generate
 
         values: dict[str, Any] = {name: tuple(flag.value) if isinstance(flag.value, list) else flag.value

@@ -24,11 +24,12 @@ from mtp_jax.decoding.generate import (
     make_request,
     row_limits,
 )
-from mtp_jax.decoding.sampling import make_sampling
+from mtp_jax.decoding.sampling import GREEDY, LOSSLESS, TYPICAL, Sampling, make_sampling
 from mtp_jax.decoding.tree import Tree
 
 BUDGETS = (8, 16, 32, 64)  # nodes
 SLICE = 0.05  # seconds that one reading of a clock takes, about
+SLACK = 2 / 3  # a compiler takes other kernels for other sizes: four rows were seen to cost 0.7 of three
 NEAR = 0.9  # of the best rate: what comes as near is measured again, side by side
 
 Cost = Callable[[Sequence[Tree]], list[float]]
@@ -90,8 +91,9 @@ def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
            known: dict[Tree, float] | None = None) -> Choice:
     """Chooses the candidate with the most tokens per second.
 
-    A candidate is left unmeasured where it could not win even at the cost of the dearest smaller block that has been
-    measured (as many nodes and heads or fewer): more nodes or heads do not make a forward cheaper.
+    A candidate is left unmeasured where it could not win even at `SLACK` times the cost of the dearest smaller block
+    that has been measured (as many nodes and heads or fewer). What comes near to the best is measured again, beside one
+    head alone.
 
     The tokens per forward are those of greedy decoding; sampling accepts other shares.
 
@@ -109,7 +111,7 @@ def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
     _measure_what_may_win(tokens, seconds, cost)
     if set(seconds) != before:
         best = max(_rates(tokens, seconds).values())
-        near = [tree for tree, rate in _rates(tokens, seconds).items() if rate >= NEAR * best]
+        near = [tree for tree, rate in _rates(tokens, seconds).items() if rate >= NEAR * best or tree.size == 1]
         if len(near) > 1:
             seconds.update(zip(near, cost(near)))
             _measure_what_may_win(tokens, seconds, cost)
@@ -127,16 +129,16 @@ def _rates(tokens: dict[Tree, float], seconds: dict[Tree, float]) -> dict[Tree, 
 def _measure_what_may_win(tokens: dict[Tree, float], seconds: dict[Tree, float], cost: Cost) -> None:
     """Measures candidates until none that is left can win, those first that look best."""
     alone, longest = Tree.chain(1), Tree.chain(max(tree.heads for tree in tokens))
-    for tree in (alone, longest):
-        if tree not in seconds:
-            seconds[tree] = cost([tree])[0]
+    first = [tree for tree in dict.fromkeys((alone, longest)) if tree not in seconds]
+    if first:
+        seconds.update(zip(first, cost(first)))
     while True:
         slope = (seconds[longest] - seconds[alone]) / max(1, longest.size - 1)  # per node, as a first guess
         best = max(_rates(tokens, seconds).values())
         promising = {}
         for tree in tokens:
-            floor = max(seconds[other] for other in tokens
-                        if other in seconds and other.size <= tree.size and other.heads <= tree.heads)
+            floor = SLACK * max(seconds[other] for other in tokens
+                                if other in seconds and other.size <= tree.size and other.heads <= tree.heads)
             if tree not in seconds and tokens[tree] > best * floor:
                 promising[tree] = tokens[tree] / max(floor, seconds[alone] + slope * (tree.size - 1))
         if not promising:
@@ -146,7 +148,7 @@ def _measure_what_may_win(tokens: dict[Tree, float], seconds: dict[Tree, float],
 
 
 def measure(model: DecodingModel, trees: Sequence[Tree], *, batch: int, prompt_tokens: int, length: int,
-            rounds: int = 5) -> list[float]:
+            sampling: Sampling | None = None, rounds: int = 5) -> list[float]:
     """Times forwards of blocks, in the loop that `generate` runs and with its programs.
 
     Args:
@@ -155,21 +157,23 @@ def measure(model: DecodingModel, trees: Sequence[Tree], *, batch: int, prompt_t
       batch: rows, a multiple of `model.rows_multiple`.
       prompt_tokens: longest prompt to come; decides only which programs are compiled.
       length: tokens of the longest prompt and its continuation to come; the cache has room for them.
+      sampling: how tokens are chosen; None: greedily.
       rounds: turns.
 
     Returns:
       Seconds a forward of the whole batch for each tree: the median over the rounds. Compiling does not count.
     """
-    clocks = [_clock(model, tree, batch, prompt_tokens, length) for tree in trees]
+    clocks = [_clock(model, tree, batch, prompt_tokens, length, sampling or make_sampling()) for tree in trees]
     times = [[clock() for clock in clocks] for _ in range(rounds)]
     return [float(np.median(column)) for column in zip(*times)]
 
 
-def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, length: int) -> Callable[[], float]:
+def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, length: int, sampling: Sampling
+           ) -> Callable[[], float]:
     """Returns what runs some blocks and returns the seconds a block; compiled, and run once."""
     capacity = bucket(model, length + tree.heads)
     programs = compiled(model, tree, (batch, bucket(model, prompt_tokens)), capacity)
-    request = make_request(make_sampling(), np.full(batch, max(2, length - 1), np.int32),
+    request = make_request(sampling, np.full(batch, max(2, length - 1), np.int32),
                            np.full(STOP_IDS, -1, np.int32), 0, batch)
     tokens = np.zeros((batch, bucket(model, prompt_tokens)), np.int32)
 
@@ -186,7 +190,7 @@ def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, len
 
 
 def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
-               workdir: str | epath.Path | None = None) -> Choice:
+               workdir: str | epath.Path | None = None, sampling: Sampling | None = None) -> Choice:
     """Chooses how to draft for these prompts on this machine.
 
     What the workdir's calibration says is used, and what is measured is kept in it, so that the next call for like
@@ -197,6 +201,7 @@ def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
       prompts: as for `generate`.
       max_new_tokens: as for `generate`.
       workdir: of the model; None: `model.source`.
+      sampling: how tokens are chosen, which has a cost of its own; None: greedily.
 
     Raises:
       ValueError: the calibration does not fit the model or is damaged, or a prompt does not fit the window.
@@ -218,14 +223,15 @@ def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
         new = min(64, model.window // 2)
         calibration = calibrate_on(model, [row[-(model.window - new):].tolist() for row in rows[:16]],
                                    name="the prompts given", new_tokens=new)
-    key = conditions(model, batch, length)
+    key = conditions(model, batch, length, sampling)
     kept = calibration.costs.get(key, {})
     known = {tree: kept[name] for tree in candidates(calibration, model.heads)
              for name in [tree_name(tree)] if name in kept}
-    cost = functools.partial(measure, model, batch=batch, prompt_tokens=longest, length=length)
+    cost = functools.partial(measure, model, batch=batch, prompt_tokens=longest, length=length, sampling=sampling)
     before = dict(known)
     if not known:
-        logging.info("Timing what drafts cost on this machine%s.", ", once for such prompts" if stored else "")
+        kept_how = ", once for such prompts; --calibrate=TEXT drops what is kept" if stored else ""
+        logging.info("Timing what drafts cost on this machine%s.", kept_how)
     choice = choose(calibration, cost, heads=model.heads, batch=len(rows), known=known)
     if stored and known != before:
         costs = {**calibration.costs, key: {**kept, **{tree_name(tree): known[tree] for tree in known}}}
@@ -236,12 +242,15 @@ def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
     return choice
 
 
-def conditions(model: DecodingModel, batch: int, length: int) -> str:
+def conditions(model: DecodingModel, batch: int, length: int, sampling: Sampling | None = None) -> str:
     """Returns what the cost of a forward depends on besides the tree, as the key under which costs are kept."""
+    sampling = sampling or make_sampling()
+    sorts = ", sorted" if sampling.top_k > 0 or sampling.top_p < 1 else ""
+    rule = {GREEDY: "greedy", LOSSLESS: "lossless", TYPICAL: "typical"}[int(sampling.rule)] + sorts
     devices = [jax.devices(model.platform)[0]] if model.layout is None else list(model.layout.mesh.devices.flat)
     mesh = "" if model.layout is None else f", {dict(model.layout.mesh.shape)}"
     return (f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, batch {batch}, "
-            f"cache of {bucket(model, length + model.heads)}, {model.config.dtype}, {model.cache_dtype}{mesh}")
+            f"cache of {bucket(model, length + model.heads)}, {model.config.dtype}, {model.cache_dtype}, {rule}{mesh}")
 
 
 def tree_name(tree: Tree) -> str:

@@ -128,7 +128,7 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
     kernel = resolve_kernel("auto", model.platform, seq_len=L, head_dim=config.attention_head_dim, dtype=config.dtype)
 
     def at(offset: jax.Array) -> jax.Array:
-        h_BxJxD, _ = draft(config, weights, verified, None, first_B + offset, heads=J + 1, dtype=config.dtype)
+        h_BxJxD, _ = draft(config, weights, verified, None, first_B + offset, heads=J + 1, dtype=model.cache_dtype)
         logits_BxJxV = draft_logits(config, weights, h_BxJxD)
         places_BxJ = jnp.minimum(first_B[:, None] + offset + 2 + jnp.arange(J)[None], L - 1)
         said_BxJx1 = jnp.take_along_axis(tokens_BxL, places_BxJ, axis=1)[..., None]
@@ -139,7 +139,7 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
         return jnp.sum(before, axis=2)
 
     with use_layout(model.layout):
-        verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel=kernel)
+        verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=model.cache_dtype, kernel=kernel)
         side_by_side = max(1, 2**24 // (B * J * V))  # positions: logits stay below 64 MiB
         return jax.lax.map(at, jnp.arange(positions, dtype=jnp.int32), batch_size=min(side_by_side, positions))
 

@@ -16,6 +16,7 @@ from mtp_jax.decoding import calibration as files
 from mtp_jax.decoding.calibrate import calibrate_on
 from mtp_jax.decoding.calibration import Calibration
 from mtp_jax.decoding.generate import DecodingModel, generate
+from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.model import ModelSpec
 from mtp_jax.parallel import Layout, make_mesh
@@ -73,9 +74,24 @@ def test_what_cannot_win_is_not_measured():
     assert len(set(cost.asked)) < len(choice.table) / 2
     assert {row.tree for row in choice.table if row.seconds_per_forward is None} == {
         row.tree for row in choice.table} - set(cost.asked)
-    flat = Cost()
+    flat = Cost()  # by what is known, a larger block might cost SLACK of a smaller one
     auto.choose(calibration, flat, heads=4)
-    assert len(set(flat.asked)) < len(choice.table) / 2
+    assert len(set(flat.asked)) < len(choice.table)
+
+
+def test_a_larger_block_may_cost_less_than_a_smaller_one():
+    always = Calibration(4, 10, (np.zeros((60, 3), np.uint8),))
+    odd = {1: 1.0, 2: 3.0, 3: 3.9, 4: 2.8}  # 1, 0.67, 0.77, 1.43 tokens a second
+    assert auto.choose(always, lambda trees: [odd[tree.heads] for tree in trees], heads=4).heads == 4
+    middle = {1: 1.0, 2: 2.2, 3: 2.0, 4: 4.4}  # 1, 0.91, 1.5, 0.91
+    assert auto.choose(always, lambda trees: [middle[tree.heads] for tree in trees], heads=4).heads == 3
+
+
+def test_sampling_has_costs_of_its_own():
+    model = make_model()
+    keys = {auto.conditions(model, 1, 9, make_sampling(**settings)) for settings in
+            ({}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 3}, {"typical": True})}
+    assert len(keys) == 4 and auto.conditions(model, 1, 9) in keys
 
 
 def test_known_costs_are_not_measured_again():

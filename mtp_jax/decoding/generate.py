@@ -65,6 +65,10 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     Raises:
       ValueError: an argument does not fit; names it, its value and the remedy. Or the model's logits are not numbers.
     """
+    for name, value in (("max_new_tokens", max_new_tokens), ("heads", heads), ("seed", seed),
+                        ("stream_every", stream_every)):
+        if value is not None and not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name}={value!r} must be a whole number.")
     rows = encode(model, prompts)
     tree = _tree(model, heads, tree)
     sampling = make_sampling(temperature, top_k, top_p, min_p, typical, typical_epsilon, typical_delta)
@@ -218,11 +222,13 @@ def _stop_ids(model: DecodingModel, stop: Sequence[int] | None) -> np.ndarray:
     if stop is None:
         stop = [] if model.tokenizer is None else [model.tokenizer.eos_id]
     vocabulary = model.config.vocab_size or 0
+    if isinstance(stop, (str, bytes)) or not isinstance(stop, (Sequence, np.ndarray, set, frozenset)):
+        raise ValueError(f"stop={stop!r} must be a list of ids.")
     for token in stop:
         if not 0 <= token < vocabulary:
             raise ValueError(f"stop={list(stop)} holds {token}, and the model's ids are 0 to {vocabulary - 1}.")
     padded = np.full(max(STOP_IDS, -(-len(stop) // STOP_IDS) * STOP_IDS), -1, np.int32)
-    padded[:len(stop)] = stop
+    padded[:len(stop)] = list(stop)
     return padded
 
 

@@ -174,6 +174,10 @@ def test_figures_of_a_generation(x64):
     ([[1]], dict(temperature=-1.0), "temperature=-1.0"),
     ([[1]], dict(top_p=0.0), "top_p=0"),
     ([[1]], dict(stop=[259]), "stop=.*259"),
+    ([[1]], dict(stop=5), "stop=5.*list"),
+    ([[1]], dict(stop="x"), "stop='x'.*list"),
+    ([[1]], dict(max_new_tokens=2.5), "max_new_tokens=2.5.*whole"),
+    ([[1]], dict(seed=1.5), "seed=1.5.*whole"),
     ([[1]], dict(stream_every=0), "stream_every=0"),
 ])
 def test_bad_requests(prompts, options, message, x64):

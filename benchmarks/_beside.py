@@ -87,3 +87,26 @@ def _busy_seconds() -> float:
         fields = [int(x) for x in file.readline().split()[1:]]
     user, nice, system, _, _, irq, softirq, steal = fields[:8]
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def beside_torch(argv: list[str], work: Callable[[str, int], None],
+                 case: Callable[[int, int, float, int], dict[str, Any]]) -> None:
+    """Prints a case for each width: what the benchmarks beside PyTorch do as commands.
+
+    Args:
+      argv: `--work SIDE WIDTH` in a worker, else --pairs=, --seconds=, --threads=, --d_model=.
+      work: (side, width) serves as one side.
+      case: (width, pairs, seconds of a turn, threads) measures.
+    """
+    if argv[:1] == ["--work"]:
+        work(argv[1], int(argv[2]))
+        return
+    options = {"pairs": "9", "seconds": "3", "threads": "2", "d_model": "128,256"}
+    for argument in argv:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name not in options or not value:
+            sys.exit(f"error: unknown option {argument!r}; there are --" + "=, --".join(options) + "=")
+        options[name] = value
+    for d_model in map(int, options["d_model"].split(",")):
+        print(json.dumps(case(d_model, int(options["pairs"]), float(options["seconds"]), int(options["threads"]))),
+              flush=True)

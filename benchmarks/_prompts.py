@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mtp_jax import config as configs
 from mtp_jax.data.corpus import open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
+from mtp_jax.decoding.load import read_config
 
 
 def prompts_by_text(workdir: pathlib.Path, *, humaneval: pathlib.Path, stories: pathlib.Path, count: int,
@@ -29,10 +29,9 @@ def prompts_by_text(workdir: pathlib.Path, *, humaneval: pathlib.Path, stories: 
     Raises:
       ValueError: the corpus is not the run's, or a kind has fewer prompts than `count`.
     """
-    stored = json.loads((workdir / "config.json").read_text())
-    config = configs.from_dict({name: fields for name, fields in stored.items() if isinstance(fields, dict)})
+    config = read_config(workdir)
     corpus = open_corpus(config.data)
-    if corpus.hash != stored["corpus_hash"]:
+    if corpus.hash != json.loads((workdir / "config.json").read_text())["corpus_hash"]:
         raise ValueError(f"{workdir} was trained on another corpus than data.source={config.data.source!r} is here "
                          "(its hash differs; for stdlib: another Python), so nothing tells "
                          "which files it has not seen: train it on this machine.")

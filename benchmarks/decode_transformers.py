@@ -12,7 +12,6 @@ than ours where cores are contended: where `others_busy` is not near 0, --thread
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._beside import Worker, interval, serve, take_turns
+from benchmarks._beside import Worker, beside_torch, interval, serve, take_turns
 
 LAYERS, ATTENTION_HEADS, V, PROMPT, NEW = 6, 4, 256, 128, 128
 PROMPT_IDS = np.random.default_rng(0).integers(0, V, PROMPT).astype(np.int32)
@@ -109,18 +108,7 @@ def case(d_model: int, pairs: int, seconds: float, threads: int) -> dict[str, An
 
 def main(argv: list[str]) -> None:
     """Prints every case."""
-    if argv[:1] == ["--work"]:
-        work(argv[1], int(argv[2]))
-        return
-    options = {"pairs": "9", "seconds": "3", "threads": "2", "d_model": "128,256"}
-    for argument in argv:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if name not in options or not value:
-            sys.exit(f"error: unknown option {argument!r}; there are --" + "=, --".join(options) + "=")
-        options[name] = value
-    for d_model in map(int, options["d_model"].split(",")):
-        print(json.dumps(case(d_model, int(options["pairs"]), float(options["seconds"]), int(options["threads"]))),
-              flush=True)
+    beside_torch(argv, work, case)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ threads wait for each other by spinning, and lose more than ours where cores are
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._beside import Worker, interval, serve, take_turns
+from benchmarks._beside import Worker, beside_torch, interval, serve, take_turns
 
 LAYERS, ATTENTION_HEADS, B, L, V = 6, 4, 16, 256, 256
 
@@ -124,18 +123,7 @@ def case(d_model: int, pairs: int, seconds: float, threads: int) -> dict[str, An
 
 def main(argv: list[str]) -> None:
     """Prints every case."""
-    if argv[:1] == ["--work"]:
-        work(argv[1], int(argv[2]))
-        return
-    options = {"pairs": "9", "seconds": "3", "threads": "2", "d_model": "128,256"}
-    for argument in argv:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if name not in options or not value:
-            sys.exit(f"error: unknown option {argument!r}; there are --" + "=, --".join(options) + "=")
-        options[name] = value
-    for d_model in map(int, options["d_model"].split(",")):
-        print(json.dumps(case(d_model, int(options["pairs"]), float(options["seconds"]), int(options["threads"]))),
-              flush=True)
+    beside_torch(argv, work, case)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=128, help="tokens to continue it by")
     parser.add_argument("--batch", action="append", type=int, help="rows at a time; may be repeated (default 1, 8, 32)")
-    parser.add_argument("--rounds", type=int, help="rounds of each case (default 12, 6 and 3)")
+    parser.add_argument("--rounds", type=int, help="rounds of each case (default 12, 5 and 2)")
     parser.add_argument("--quick", action="store_true", help="batch 1 and two rounds, to try it out")
     options = parser.parse_args(argv)
     if bool(options.plot) != bool(options.results):
@@ -97,7 +97,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def rounds_of(batch: int, options: argparse.Namespace) -> int:
     """Returns the number of rounds: fewer for larger batches, whose seconds vary less and whose rows are many."""
-    return options.rounds or (2 if options.quick else 12 if batch == 1 else 6 if batch <= 8 else 3)
+    return options.rounds or (2 if options.quick else 12 if batch == 1 else 5 if batch <= 8 else 2)
 
 
 def measure(workdir: pathlib.Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -124,8 +124,7 @@ def measure(workdir: pathlib.Path, options: argparse.Namespace) -> Iterator[dict
 def trees_of(workdir: pathlib.Path, model: DecodingModel, batch: int) -> list[Tree]:
     """Returns the chains, k = 1 first, and for one row trees by the workdir's calibration, if there is one."""
     most = model.config.num_heads
-    chosen = range(1, most + 1) if batch == 1 or most <= 4 else {1, 2, 4, most}
-    trees = [Tree.chain(k) for k in sorted(chosen)]
+    trees = [Tree.chain(k) for k in range(1, most + 1)]
     if batch > 1 or not (workdir / calibration.FILE).exists():
         return trees
     accuracy = calibration.load(workdir, model).accuracy

@@ -15,7 +15,7 @@ import numpy as np
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, write
 from mtp_jax.decoding.forward import cache_dtype, draft, draft_logits, read_prompt, verify
-from mtp_jax.decoding.sampling import Sampling
+from mtp_jax.decoding.sampling import GREEDY, Sampling
 from mtp_jax.decoding.speculative import Candidates, accept, node_tokens, propose
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, unembed
@@ -116,7 +116,9 @@ def run(config: ModelConfig, tree: Tree, weights: Weights, state: State, request
 
 def step(config: ModelConfig, tree: Tree, weights: Weights, state: State, request: Request) -> State:
     """Drafts a block, verifies it in one forward, and keeps what is accepted."""
-    key_B = _block_keys(request.key_B, 1 + state.blocks_B)
+    # Greedy decoding reads no key; making one takes CPU as long as half a layer of a small model.
+    key_B = jax.lax.cond(request.sampling.rule == GREEDY, lambda: request.key_B,
+                         lambda: _block_keys(request.key_B, 1 + state.blocks_B))
     candidates = propose(draft_logits(config, weights, state.h_BxJxD), tree, request.sampling, key_B)
     tokens_BxQ = node_tokens(state.pending_B, candidates, tree)
     verified = verify(config, weights, state.cache, tokens_BxQ, tree)

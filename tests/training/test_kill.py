@@ -9,7 +9,7 @@ import time
 from tests.training.small_runs import ROOT, command, environment, run
 
 KILLS = 10
-CHANGES = dict(train__num_steps=60, train__checkpoint_every=3, train__validate_every=10, train__seed=3)
+CHANGES = dict(train__num_steps=90, train__checkpoint_every=3, train__validate_every=10, train__seed=3)
 
 
 def records(workdir):
@@ -41,7 +41,7 @@ def test_ten_kills_change_nothing(corpus, tmp_path):
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, (tmp_path / f"stderr_{kill}").read_text()
         steps_at_kill.append(last_step(tmp_path / "killed"))
-    assert len(set(steps_at_kill)) >= 4 and max(steps_at_kill) < 60
+    assert len(set(steps_at_kill)) >= 4 and max(steps_at_kill) < 90
     done = run(command(corpus, tmp_path / "killed", **CHANGES))
     assert done.returncode == 0, done.stderr
     assert "Going on from step" in done.stderr

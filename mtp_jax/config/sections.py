@@ -196,9 +196,13 @@ class ParallelConfig:
     """Devices and what is split over them. May change on resume."""
 
     mesh: str = "data:-1,fsdp:1,tensor:1,pred_heads:1"  # axis:size; -1 takes the devices that are left
+    dcn_mesh: str = ""  # axis:size over the slices of a multi-slice run, whose product they are; empty: data
+    explain: bool = False  # print every parameter with its shape, its axes and its bytes on a device
+    start_timeout_seconds: int = 300  # how long a process waits at the start for the others
+    heartbeat_timeout_seconds: int = 100  # after so long without a sign of life from one process the others end
     rules: tuple[tuple[str, Any], ...] = (  # logical axis -> mesh axis, several, or None
         ("batch", ("data", "fsdp")),
-        ("length", None),
+        ("length", "sequence"),
         ("vocab", "tensor"),
         ("embed", "fsdp"),
         ("embed_out", "tensor"),
@@ -210,6 +214,9 @@ class ParallelConfig:
         ("pred_heads", "pred_heads"),
         ("norm", None),
     )
+
+    def validate(self) -> None:
+        check_positive("parallel", self, "start_timeout_seconds", "heartbeat_timeout_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +276,7 @@ class Config:
         check_positive("optimizer", self.optimizer, "schedule_steps")
         self.optimizer.validate(self.learning_rate_horizon)
         self.checkpoint.validate()
+        self.parallel.validate()
         self.logging.validate()
         if self.data.batch_size % self.compute.microbatches:
             raise ValueError(f"data.batch_size={self.data.batch_size} is not divisible by compute.microbatches="

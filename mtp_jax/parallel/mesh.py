@@ -13,9 +13,9 @@ from jax.sharding import AxisType, Mesh
 
 from mtp_jax.config import nearest
 
-# data: copies of the model, each with its rows; fsdp: rows too, parameters split; tensor: heads, F and V split;
-# pred_heads: prediction heads split.
-AXES = ("data", "fsdp", "tensor", "pred_heads")
+# data: copies of the model, each with its rows; fsdp: rows too, parameters split; sequence: the positions of a row
+# split; tensor: heads, F and V split; pred_heads: prediction heads split.
+AXES = ("data", "fsdp", "sequence", "tensor", "pred_heads")
 
 
 def parse_mesh(spec: str, num_devices: int) -> dict[str, int]:

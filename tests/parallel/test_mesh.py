@@ -10,15 +10,16 @@ from mtp_jax.parallel import AXES, check_batch, make_mesh, parse_mesh
 
 
 @pytest.mark.parametrize("spec, num_devices, want", [
-    ("data:-1,fsdp:1,tensor:1,pred_heads:1", 8, (8, 1, 1, 1)),
-    ("data:1", 1, (1, 1, 1, 1)),
-    ("fsdp:-1", 6, (1, 6, 1, 1)),
-    (" tensor:2 , data:-1", 8, (4, 1, 2, 1)),
-    ("data:2,fsdp:2,pred_heads:2", 8, (2, 2, 1, 2)),
-    ("data:-1,tensor:8", 8, (1, 1, 8, 1)),
+    ("data:-1,fsdp:1,tensor:1,pred_heads:1", 8, {"data": 8}),
+    ("data:1", 1, {}),
+    ("fsdp:-1", 6, {"fsdp": 6}),
+    (" tensor:2 , data:-1", 8, {"data": 4, "tensor": 2}),
+    ("data:2,fsdp:2,pred_heads:2", 8, {"data": 2, "fsdp": 2, "pred_heads": 2}),
+    ("data:-1,sequence:2", 8, {"data": 4, "sequence": 2}),
+    ("data:-1,tensor:8", 8, {"tensor": 8}),
 ])
 def test_sizes(spec, num_devices, want):
-    assert parse_mesh(spec, num_devices) == dict(zip(AXES, want))
+    assert parse_mesh(spec, num_devices) == {**dict.fromkeys(AXES, 1), **want}
     assert list(parse_mesh(spec, num_devices)) == list(AXES)
 
 
@@ -64,7 +65,7 @@ def test_any_line_gives_a_mesh_of_all_devices_or_names_the_field(spec, num_devic
 
 def test_make_mesh_has_all_axes_of_type_auto():
     mesh = make_mesh("data:2,tensor:-1")
-    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "pred_heads": 1}
+    assert mesh.axis_names == AXES and dict(mesh.shape) == {**dict.fromkeys(AXES, 1), "data": 2, "tensor": 4}
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
 

@@ -24,7 +24,7 @@ def test_the_default_rules_cover_every_axis():
     assert [name for name, _ in RULES] == list(LOGICAL_AXES)
     rules = layout()
     assert rules.size("batch") == 4 and rules.size("mlp") == 2 and rules.size("length") == 1
-    assert rules.spec(("batch", "length", None)) == P(("data", "fsdp"), None, None)
+    assert rules.spec(("batch", "length", None)) == P(("data", "fsdp"), "sequence", None)
     assert rules.spec(("embed", "mlp")) == P("fsdp", "tensor")
     assert rules.replicated.spec == P()
 

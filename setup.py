@@ -31,6 +31,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12.8",
         "pyarrow>=17.0",
+        "pyyaml>=6.0",
         "safetensors>=0.4",
         "sentencepiece>=0.2.0",
         "tensorboardX>=2.6",
@@ -39,7 +40,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.6"],
+        "test": ["hypothesis>=6.100", "kubeflow-trainer-api>=2.3.0", "mypy>=1.11", "pytest>=8.0", "pytest-xdist>=3.6",
+                 "ruff>=0.6"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "interop": ["torch==2.13.0", "transformers>=5.0"],

@@ -102,8 +102,8 @@ def experiment_module(name: str) -> str:
         spec = None
     folders = [pathlib.Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     if not folders:
-        raise ValueError(f"experiment={name!r}: there is no folder {package.replace('.', '/')}/ here; start the command "
-                         "in a checkout of the code.")
+        raise ValueError(f"experiment={name!r}: there is no folder {package.replace('.', '/')}/ here; start the "
+                         "command in a checkout of the code.")
     known = sorted({path.stem for folder in folders for path in folder.glob("[a-z]*.py")})
     if last not in known:
         raise ValueError(f"experiment={name!r} is not among {', '.join(known)}.{nearest(last, known)}")

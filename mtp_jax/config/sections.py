@@ -203,6 +203,7 @@ class ParallelConfig:
     rules: tuple[tuple[str, Any], ...] = (  # logical axis -> mesh axis, several, or None
         ("batch", ("data", "fsdp")),
         ("length", "sequence"),
+        ("residual", ("sequence", "tensor")),  # positions of what flows, and is kept, from layer to layer
         ("vocab", "tensor"),
         ("embed", "fsdp"),
         ("embed_out", "tensor"),

@@ -134,37 +134,32 @@ class Corpus:
                 f"{len(part.rows['train']):,} training rows of {self.config.seq_len:,} tokens"
                 f"{'; ' + part.skipped if part.skipped else ''}")
 
-    def train_batches(self, process_index: int = 0, process_count: int = 1,
-                      start_row: int = 0) -> pipeline.TrainBatches:
-        """Returns the training batches of one host, from global row `start_row` on; endless, unless epochs are limited.
+    def train_batches(self, rows: Sequence[int] | None = None, next_row: int = 0) -> pipeline.TrainBatches:
+        """Returns the training batches of one host, from global row `next_row` on; endless, unless epochs are limited.
 
         Args:
-          process_index: this host, from 0.
-          process_count: number of hosts.
-          start_row: the `next_row` of a saved state; 0 starts anew.
+          rows: which rows of a batch this host reads, from 0, ascending (`Program.rows_of_process`); None: all B.
+          next_row: that of a saved state; 0 starts anew.
 
         Raises:
-          ValueError: data.batch_size is not divisible by `process_count`, or a number is out of range.
+          ValueError: a number is out of range.
         """
         return pipeline.TrainBatches(
-            self.mixture, batch_size=self.config.batch_size, seed=self.config.seed, process_index=process_index,
-            process_count=process_count, start_row=start_row, num_workers=self.config.num_workers)
+            self.mixture, batch_size=self.config.batch_size, seed=self.config.seed, share=rows, next_row=next_row,
+            num_workers=self.config.num_workers)
 
-    def validation_batches(self, process_index: int = 0,
-                           process_count: int = 1) -> dict[str, pipeline.ValidationBatches]:
+    def validation_batches(self, rows: Sequence[int] | None = None) -> dict[str, pipeline.ValidationBatches]:
         """Returns one host's validation batches of each part, at most data.validation_batches, always the same rows.
 
         Args:
-          process_index: this host, from 0.
-          process_count: number of hosts.
+          rows: which rows of a batch this host reads, from 0, ascending (`Program.rows_of_process`); None: all B.
 
         Raises:
-          ValueError: data.batch_size is not divisible by `process_count`, or a number is out of range.
+          ValueError: a number is out of range.
         """
         return {name: pipeline.validation_batches(
             part.rows["validation"], batch_size=self.config.batch_size, seed=self.config.seed,
-            max_batches=self.config.validation_batches, process_index=process_index, process_count=process_count)
-            for name, part in self.parts.items()}
+            max_batches=self.config.validation_batches, share=rows) for name, part in self.parts.items()}
 
 
 def open_corpus(config: DataConfig) -> Corpus:

@@ -1,10 +1,10 @@
 """From rows to batches: shuffled, repeated, shared out to hosts, and resumed from one number.
 
 The global run is one endless sequence of rows: all training rows in a shuffled order, then all of them in another, and
-so on. Batch s of a run that starts at row r0 is rows [r0 + s B, r0 + (s + 1) B). Of each batch, host p of P holds the
-contiguous rows [p B / P, (p + 1) B / P): with the batch axis split over processes in their order, which is what
-`jax.make_array_from_process_local_data` assumes, the global array equals the batch that one host would read. The place
-in the data is therefore the number of the next row alone, whatever the number of hosts and workers was or will be.
+so on. Batch s of a run that starts at row r0 is rows [r0 + s B, r0 + (s + 1) B). Of each batch a host reads the rows
+that its devices hold (mtp_jax/parallel/rows.py), so that the global array equals the batch that one host would read. The
+place in the data is therefore the number of the next row alone, whatever the number of hosts, their devices and workers
+was or will be.
 
 Batches are formed *before* Grain deals work out to worker processes. The other way round each worker would fill batches
 from its own rows, and the order would depend on their number.
@@ -16,6 +16,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -33,43 +34,66 @@ PREFETCHED_BATCHES = 8  # read ahead of the train step, in all
 Batch = dict[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """One host's rows of every batch, one after the other; Grain's selection map, and pickled to worker processes.
+
+    Attributes:
+      start: number of the global row that the first batch begins with.
+      batch_size: B, rows of a batch over all hosts.
+      rows: of a batch, those that the host reads.
+    """
+
+    start: int
+    batch_size: int
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return (sys.maxsize - self.start) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        """Returns (0, the only dataset to choose from; the global row)."""
+        batch, row = divmod(number, len(self.rows))
+        return 0, self.start + batch * self.batch_size + self.rows[row]
+
+
 class TrainBatches(Iterator[Batch]):
     """An iterator of one host's share of the training batches; endless, unless a mixture limits epochs.
 
-    Each item is {"tokens", "segments", "positions"}, int32 [B / process_count, L]. `close()`, or leaving a `with`
+    Each item is {"tokens", "segments", "positions"}, int32 [rows of the host, L]. `close()`, or leaving a `with`
     block, stops its thread or its worker processes. Worker processes are spawned, so the script that asks for them
     needs the usual `if __name__ == "__main__":`.
     """
 
-    def __init__(self, rows: RowSource | Mixture, *, batch_size: int, seed: int, process_index: int = 0,
-                 process_count: int = 1, start_row: int = 0, num_workers: int = 0):
-        """Starts at global row `start_row`, without reading what lies before it.
+    def __init__(self, rows: RowSource | Mixture, *, batch_size: int, seed: int, share: Sequence[int] | None = None,
+                 next_row: int = 0, num_workers: int = 0):
+        """Starts at global row `next_row`, without reading what lies before it.
 
         Args:
           rows: the rows of one epoch, or a mixture of several sources.
           batch_size: B, rows of a batch over all hosts.
           seed: of the order; every epoch has another.
-          process_index: this host, from 0.
-          process_count: number of hosts.
-          start_row: the `next_row` of a saved state; 0 starts anew.
+          share: which rows of a batch this host reads, from 0, ascending; None: all B.
+          next_row: that of a saved state; 0 starts anew.
           num_workers: processes that form batches; 0: one thread of this process.
 
         Raises:
-          ValueError: the batch cannot be split evenly over hosts, or a number is out of range.
+          ValueError: a number is out of range.
         """
-        local = local_batch_size(batch_size, process_index, process_count)
-        if start_row < 0:
-            raise ValueError(f"start_row={start_row} must be at least 0.")
+        held = check_share(share, batch_size)
+        if next_row < 0:
+            raise ValueError(f"next_row={next_row} must be at least 0.")
         import grain  # slow to import, and only a run that reads data needs it
 
         self._batch_size = batch_size
-        self._next_row = start_row
+        self._next_row = next_row
         self._copy = num_workers > 0
         self._mixture = rows if isinstance(rows, Mixture) else Mixture.create({"rows": rows})
         self._length = self._mixture.length
         order = self._mixture.dataset(seed)
+        read = grain.MapDataset.select_from_datasets([order], _Share(next_row, batch_size, held))
         # Without drop_remainder Grain rounds the endless length up, past what Python can index, for batches of one row.
-        batches = order[start_row:].batch(local, drop_remainder=True)[process_index::process_count]
+        batches = read.batch(len(held), drop_remainder=True)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=-(-PREFETCHED_BATCHES // max(num_workers, 1)))
         dataset = batches.to_iter_dataset(ahead)
         if num_workers:
@@ -129,32 +153,30 @@ class ValidationBatches(Sequence[Batch]):
     Attributes:
       rows: the validation rows.
       order: [batches x B] int64, numbers of the rows to read; a number past the last row stands for padding.
-      local_batch_size: B / process_count, rows of a batch on this host.
-      process_index: this host, from 0.
-      process_count: number of hosts.
+      batch_size: B, rows of a batch over all hosts.
+      share: of a batch, the rows that this host reads.
     """
 
     rows: RowSource
     order: np.ndarray
-    local_batch_size: int
-    process_index: int
-    process_count: int
+    batch_size: int
+    share: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.order) // (self.local_batch_size * self.process_count)
+        return len(self.order) // self.batch_size
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         if not -len(self) <= index < len(self):
             raise IndexError(f"validation batch {index} of {len(self)}")
-        start = ((index % len(self)) * self.process_count + self.process_index) * self.local_batch_size
-        rows = [self.rows[row] for row in self.order[start:start + self.local_batch_size]]
+        start = index % len(self) * self.batch_size
+        rows = [self.rows[self.order[start + row]] for row in self.share]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batches: int, process_index: int = 0,
-                       process_count: int = 1) -> ValidationBatches:
+def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batches: int,
+                       share: Sequence[int] | None = None) -> ValidationBatches:
     """Returns the validation batches of one host.
 
     Args:
@@ -162,31 +184,29 @@ def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batch
       batch_size: B, rows of a batch over all hosts.
       seed: of the choice of rows.
       max_batches: batches of a pass, if there are rows for as many.
-      process_index: this host, from 0.
-      process_count: number of hosts.
+      share: which rows of a batch this host reads, from 0, ascending; None: all B.
 
     Raises:
-      ValueError: the batch cannot be split evenly over hosts.
+      ValueError: a number is out of range.
     """
     import grain
 
-    local = local_batch_size(batch_size, process_index, process_count)
+    held = check_share(share, batch_size)
     chosen = min(len(rows), max_batches * batch_size)
     shuffled = grain.MapDataset.range(len(rows)).shuffle(seed=derived_seed(seed, "validation rows"))
     order = np.full(-(-chosen // batch_size) * batch_size, len(rows), np.int64)
     order[:chosen] = [shuffled[i] for i in range(chosen)]
-    return ValidationBatches(rows, order, local, process_index, process_count)
+    return ValidationBatches(rows, order, batch_size, held)
 
 
-def local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
-    """Returns the rows of a batch that one host holds.
+def check_share(share: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
+    """Returns the rows of a batch that one host reads, as Python's integers.
 
     Raises:
-      ValueError: hosts cannot have the same number of rows, or `process_index` is none of them.
+      ValueError: they are none, not ascending, or not among the B rows of a batch.
     """
-    if process_count < 1 or not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} is not one of process_count={process_count} processes.")
-    if batch_size % process_count:
-        raise ValueError(f"data.batch_size={batch_size} is not divisible by process_count={process_count}: every host "
-                         f"reads as many rows; choose a multiple of {process_count}.")
-    return batch_size // process_count
+    rows = tuple(range(batch_size)) if share is None else tuple(int(row) for row in share)
+    if not rows or list(rows) != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= batch_size:
+        raise ValueError(f"a host cannot read the rows {list(rows)} of data.batch_size={batch_size}: give ascending "
+                         f"numbers from 0 to {batch_size - 1}, at least one.")
+    return rows

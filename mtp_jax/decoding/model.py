@@ -66,7 +66,7 @@ class DecodingModel:
         cache_dtype = cache_dtype or config.dtype
         check_use(config, heads=heads, window=window, cache_dtype=cache_dtype)
         if layout is not None:  # blocks are too short to be split
-            layout = dataclasses.replace(layout, rules={**layout.rules, "length": ()})
+            layout = dataclasses.replace(layout, rules={**layout.rules, "length": (), "residual": ()})
         return cls(config, unstack(spec, params, heads=heads, layout=layout), heads, window, tokenizer, layout,
                    cache_dtype)
 

@@ -84,7 +84,7 @@ class MultiTokenLM(nnx.Module):
 
     def run_trunk(self, tokens_BxL: jax.Array, context: RowContext, execution: Execution) -> jax.Array:
         """Returns z_BxLxD, the trunk's output before any head or norm."""
-        h_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "length", None)
+        h_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "residual", None)
         if not num_trunk_layers(self.config):
             return h_BxLxD
         build, stacked = split_module(self.trunk)

@@ -191,4 +191,4 @@ class Block(nnx.Module):
     def _finish(self, x_BxLxD: jax.Array) -> jax.Array:
         """Adds the MLP."""
         x_BxLxD = x_BxLxD + self.mlp(self.mlp_norm(x_BxLxD))
-        return constrain(x_BxLxD, "batch", "length", None)
+        return constrain(x_BxLxD, "batch", "residual", None)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtp_jax.config import nearest
 
-LOGICAL_AXES = ("batch", "length", "vocab", "embed", "embed_out", "heads", "kv_heads", "head_dim", "mlp", "layers",
+LOGICAL_AXES = ("batch", "length", "residual", "vocab", "embed", "embed_out", "heads", "kv_heads", "head_dim", "mlp", "layers",
                 "pred_heads", "norm")
 
 Axes = tuple[str | None, ...]

@@ -124,14 +124,14 @@ class Run:
             progress = stack.enter_context(Progress(mode=self.config.logging.progress, first_step=step,
                                                     num_steps=self.config.train.num_steps))
             batches = stack.enter_context(
-                self.corpus.train_batches(jax.process_index(), jax.process_count(), next_row))
+                self.corpus.train_batches(self.program.rows_of_process, next_row))
             return _Loop(self, checkpointer, log, progress, batches, stop).run(state, step)
 
     def dry_run(self) -> int:
         """Trains two steps and validates on one batch, and writes nothing."""
         checkpointer = Checkpointer(self.workdir / workdirs.CHECKPOINTS, self.config.checkpoint)
         state, _, _ = self.initial_state(checkpointer)
-        with self.corpus.train_batches(jax.process_index(), jax.process_count(), 0) as batches:
+        with self.corpus.train_batches(self.program.rows_of_process) as batches:
             for step in (1, 2):
                 start = time.perf_counter()
                 state, metrics = self.program.train_step(state, self.program.put(next(batches)))
@@ -139,7 +139,7 @@ class Run:
                 check_finite(record, metrics)
                 print(f"step {step}: loss {record.loss:.4f}, gradient norm {record.grad_norm:.4f}, "
                       f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
-        validation = next(iter(self.corpus.validation_batches(jax.process_index(), jax.process_count()).values()))
+        validation = next(iter(self.corpus.validation_batches(self.program.rows_of_process).values()))
         sums = self.program.validation_step(state.params, np.int32(2), self.program.put(validation[0]))
         record = validation_record(2, self, {"": jax.device_get(sums)})
         print(f"validation on one batch: loss {record.loss:.4f}\nDry run: nothing was written to {self.workdir}.")
@@ -154,7 +154,7 @@ class _Loop:
         self.run_, self.config, self.program = run, run.config, run.program
         self.checkpointer, self.log, self.progress = checkpointer, log, progress
         self.batches, self.stop = batches, stop
-        self.validation = run.corpus.validation_batches(jax.process_index(), jax.process_count())
+        self.validation = run.corpus.validation_batches(run.program.rows_of_process)
         self.meter = Meter()
         self.pending: tuple[int, StepMetrics] | None = None
         self.tokens = self.config.data.batch_size * self.config.data.seq_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from mtp_jax.config import Config
 from mtp_jax.model import Execution, ModelSpec, get_head_kind, num_trunk_layers, resolve_execution
 from mtp_jax.model.attention import resolve_kernel
 from mtp_jax.objective import HeadWeights, head_weights
-from mtp_jax.parallel import Layout, check_batch, make_mesh
+from mtp_jax.parallel import Layout, check_batch, make_mesh, put_rows, rows_of_processes
 from mtp_jax.training import flops
 from mtp_jax.training.optimizer import make_optimizer, state_shardings
 from mtp_jax.training.state import TrainState, flatten_params, partition, trainable_paths
@@ -52,10 +53,16 @@ class Program:
     train_step: Callable[..., Any]
     validation_step: Callable[..., Any]
 
+    @functools.cached_property
+    def rows_of_process(self) -> np.ndarray:
+        """Numbers of the rows of the global batch that this process reads, ascending; see mtp_jax/parallel/rows.py."""
+        batch = self.batch["tokens"]
+        return rows_of_processes(batch.sharding, batch.shape)[jax.process_index()]
+
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
-        """Makes the global batch of this host's rows, without a copy of what other hosts hold."""
-        return {name: jax.make_array_from_process_local_data(self.batch[name].sharding, batch[name],
-                                                             self.batch[name].shape) for name in BATCH_FIELDS}
+        """Makes the global batch of this process's rows [len(rows_of_process), L], in the order of their numbers."""
+        return {name: put_rows(batch[name], self.batch[name].sharding, self.rows_of_process, self.batch[name].shape)
+                for name in BATCH_FIELDS}
 
     @property
     def flops_per_token(self) -> int:
@@ -94,24 +101,6 @@ class Program:
         activations = tokens * width * (model.num_layers * kept + 2 * model.num_heads * model.d_model)
         logits = 3 * min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size)
         return self.state_bytes() + params + activations + logits
-
-
-def check_rows_of_processes(sharding: jax.sharding.Sharding, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless this process's devices hold its own share of the rows, each row once.
-
-    A process reads B / process_count rows: where two processes hold the same row, they would hold two different ones.
-    """
-    if jax.process_count() == 1 or not sharding.addressable_devices:
-        return
-    index = sharding.addressable_devices_indices_map(shape)
-    held = {(part[0].start or 0, part[0].stop or shape[0]) for part in index.values() if part is not None}
-    start, stop = min(first for first, _ in held), max(last for _, last in held)
-    share = shape[0] // jax.process_count()
-    if (start, stop) != (jax.process_index() * share, (jax.process_index() + 1) * share):
-        raise ValueError(f"parallel.mesh gives the devices of process {jax.process_index()} the rows {start} to "
-                         f"{stop - 1} of data.batch_size={shape[0]}, and it reads the rows "
-                         f"{jax.process_index() * share} to {(jax.process_index() + 1) * share - 1}: split rows over "
-                         f"all {jax.process_count()} processes, by data or fsdp.")
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -170,10 +159,11 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
                          state_shape, state_sharding)
     shape = (config.data.batch_size, config.data.seq_len)
     rows = layout.sharding(("batch", "length"), shape, "batch")
+    layout.sharding(("batch", "residual"), shape, "the residual stream")
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows) for name in BATCH_FIELDS}
     batch_sharding = {name: rows for name in BATCH_FIELDS}
 
-    check_rows_of_processes(rows, shape)
+    rows_of_processes(rows, shape)  # raises where the processes cannot share the rows out
 
     functions = make_step_functions(config, spec, layout, execution, weights, optimizer, trainable)
     return Program(

@@ -10,10 +10,6 @@ from absl import flags
 from mtp_jax import commands
 from mtp_jax.config import from_config_dict
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
-                               "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
-
 
 def main(get_config: Callable[..., Any]) -> NoReturn:
     """Runs an experiment module as a command; exits with the status of the run.
@@ -22,6 +18,9 @@ def main(get_config: Callable[..., Any]) -> NoReturn:
       get_config: returns the experiment's ConfigDict, which --config.PATH=VALUE overrides. Parameters of its own are
         flags too: get_config(size="0.3b") makes --config.size=VALUE.
     """
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
+                                  "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
+    dry_run = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
     experiment = commands.define_experiment(get_config)
 
     def run() -> int:
@@ -34,15 +33,15 @@ def main(get_config: Callable[..., Any]) -> NoReturn:
         from mtp_jax.training import loop, prepare, signals
 
         try:
-            prepared = prepare.prepare(from_config_dict(experiment.config.value), _WORKDIR.value)
+            prepared = prepare.prepare(from_config_dict(experiment.config.value), workdir.value)
         except (ValueError, OSError) as error:
             return commands.fail(error)
         prepare.announce(prepared, experiment.default)
         try:
-            status = prepared.dry_run() if _DRY_RUN.value else prepared.train()
+            status = prepared.dry_run() if dry_run.value else prepared.train()
         except (loop.NonFiniteLoss, CheckpointError, OSError) as error:
             return commands.fail(error)
-        if status == signals.DONE and not _DRY_RUN.value and prepared.is_first_process:
+        if status == signals.DONE and not dry_run.value and prepared.is_first_process:
             print(report.report(prepared.workdir, with_sample=prepared.is_only_process))
         return status
 

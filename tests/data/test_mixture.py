@@ -128,8 +128,8 @@ def test_batches_hold_the_shares_and_limited_sources_give_no_row_too_often():
         assert batches.state() == {"next_row": 12}
     assert np.sum(taken < 10) == 9 and np.sum(taken >= 10) == 3
     assert sorted(np.unique(taken[taken < 10], return_counts=True)[1]) == [2, 2, 2, 3]
-    for process in range(2):
-        with TrainBatches(mixed, batch_size=4, seed=0, process_index=process, process_count=2, start_row=8) as batches:
+    for share in ([0, 1], [2, 3]):
+        with TrainBatches(mixed, batch_size=4, seed=0, share=share, next_row=8) as batches:
             next(batches)
             with pytest.raises(ValueError, match="last for 3 steps"):
                 next(batches)
@@ -157,7 +157,7 @@ def test_resuming_far_ahead_in_a_mixture_is_immediate():
     mixed = mixture((1000, 0.6, None), (50, 0.3, None), (3, 0.1, None))
     tokens(TrainBatches(mixed, batch_size=10, seed=0), 1)  # imports
     start = time.perf_counter()
-    counts = np.bincount(tokens(TrainBatches(mixed, batch_size=10, seed=0, start_row=4 * 10**15), 10))
+    counts = np.bincount(tokens(TrainBatches(mixed, batch_size=10, seed=0, next_row=4 * 10**15), 10))
     assert time.perf_counter() - start < 5  # reading up to there would take years
     assert list(counts) == [0, 60, 30, 10]
 
@@ -195,7 +195,7 @@ def test_a_run_as_long_as_the_epochs_is_let_through(mixed_config):
     with pytest.raises(ValueError, match=rf"train.num_steps={steps + 1} needs more rows .* of 'mirror': epochs=2 of "
                                          rf"its {steps // 2} training rows last for {steps} steps"):
         corpus.check_steps(steps + 1)
-    with corpus.train_batches(start_row=4 * (steps - 1)) as batches:
+    with corpus.train_batches(next_row=4 * (steps - 1)) as batches:
         next(batches)
         with pytest.raises(ValueError, match=f"last for {steps} steps"):
             next(batches)

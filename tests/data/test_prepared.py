@@ -139,10 +139,10 @@ def test_resume_is_exact(config):
     with corpus.train_batches() as batches:
         expected = [next(batches) for _ in range(steps + 1)]
     for step in range(0, steps, 7):
-        with open_corpus(config).train_batches(start_row=4 * step) as batches:
+        with open_corpus(config).train_batches(next_row=4 * step) as batches:
             got = next(batches)
         assert all(np.array_equal(got[name], expected[step][name]) for name in got), step
-    with open_corpus(dataclasses.replace(config, num_workers=1)).train_batches(start_row=4 * 5) as batches:
+    with open_corpus(dataclasses.replace(config, num_workers=1)).train_batches(next_row=4 * 5) as batches:
         for step in range(5, 9):
             got = next(batches)
             assert all(np.array_equal(got[name], expected[step][name]) for name in got), step
@@ -197,7 +197,7 @@ def test_prepared_parts_of_a_mixture(config, write_folder, text_files):
     assert list(corpus.parts) == ["read", "text"]
     with corpus.train_batches() as batches:
         expected = [next(batches) for _ in range(6)]
-    with open_corpus(config).train_batches(start_row=5 * 4) as batches:
+    with open_corpus(config).train_batches(next_row=5 * 4) as batches:
         assert np.array_equal(next(batches)["tokens"], expected[5]["tokens"])
 
 

@@ -64,18 +64,42 @@ def define_experiment(get_config: Callable[..., Any]) -> Experiment:
         are explained in its docstring's Args.
     """
     own, problem = _parameters(get_config), ""
-    known = [name.removeprefix("config.") for name in own] + [field.name for field in dataclasses.fields(Config)]
     try:
-        argv = own(sys.argv, known_only=True)  # without the parameters
-        _check_names(argv, known)
-        config = get_config(**{name.removeprefix("config."): own[name].value for name in own})
+        config, argv = _config_of(get_config, own, sys.argv)
         default = from_config_dict(config)
     except (ValueError, OSError, flags.Error) as error:
         if not _asks_for_help(sys.argv):
             sys.exit(fail(error))
         config, default, argv, problem = _nothing(), Config(), sys.argv[:1], f"None yet: {error}"
     flags.FLAGS.append_flag_values(own)
-    return Experiment(_define_config(config, argv, problem or _settings(config)), default, (*own, "config"))
+    try:
+        holder = _define_config(config, argv, problem or _settings(config), flags.FLAGS)
+    except ValueError as error:
+        sys.exit(fail(error))
+    return Experiment(holder, default, (*own, "config"))
+
+
+def read_config(get_config: Callable[..., Any], settings: Sequence[str]) -> Config:
+    """Returns the config that an experiment has with these settings, read as its own command reads them.
+
+    Args:
+      get_config: as for `define_experiment`.
+      settings: arguments "--config.PATH=VALUE"; a later one goes over an earlier one.
+
+    Returns:
+      The config, not yet validated. No flag of this process is defined or changed.
+
+    Raises:
+      ValueError: a path that does not exist, or a value of the wrong type.
+    """
+    own, values = _parameters(get_config), flags.FlagValues()
+    try:
+        config, argv = _config_of(get_config, own, ["settings", *settings])
+        holder = _define_config(config, argv, "", values)
+        values(argv)
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    return from_config_dict(holder.value)
 
 
 def fail(message: Any) -> int:
@@ -118,6 +142,14 @@ def _parameters(get_config: Callable[..., Any]) -> flags.FlagValues:
     return own
 
 
+def _config_of(get_config: Callable[..., Any], own: flags.FlagValues, argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """Returns an experiment's ConfigDict for the parameters that `argv` gives, and the other arguments."""
+    known = [name.removeprefix("config.") for name in own] + [field.name for field in dataclasses.fields(Config)]
+    rest = own(list(argv), known_only=True)
+    _check_names(rest, known)
+    return get_config(**{name.removeprefix("config."): own[name].value for name in own}), rest
+
+
 def _check_names(argv: Sequence[str], known: Sequence[str]) -> None:
     """Raises ValueError where an argument --config.NAME... starts with none of the known names."""
     for argument in argv[1:]:
@@ -126,17 +158,17 @@ def _check_names(argv: Sequence[str], known: Sequence[str]) -> None:
             raise ValueError(f"--config has no field {found[1]!r}.{nearest(found[1], known)}")
 
 
-def _define_config(config: Any, argv: Sequence[str], text: str) -> flags.FlagHolder:
-    """Defines --config, with this help, and its overrides among `argv`."""
+def _define_config(config: Any, argv: Sequence[str], text: str, values: flags.FlagValues) -> flags.FlagHolder:
+    """Defines --config among `values`, with this help, and its overrides in `argv`; ValueError for a wrong path."""
     from ml_collections import config_flags  # only commands that take a config need it
 
     try:
-        holder = config_flags.DEFINE_config_dict("config", config, text, sys_argv=list(argv))
+        holder = config_flags.DEFINE_config_dict("config", config, text, flag_values=values, sys_argv=list(argv))
     except (KeyError, AttributeError) as error:  # it parses the overrides here; a wrong path surfaces as one of these
         cause = error.args[0] if error.args else error
         text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
-        sys.exit(fail("--config has no field " + text.replace("\n", ". ")))
-    flags.FLAGS["config"].default_as_str = None  # --help need not show them a second time, as YAML
+        raise ValueError("--config has no field " + text.replace("\n", ". ")) from error
+    values["config"].default_as_str = None  # --help need not show them a second time, as YAML
     return holder
 
 

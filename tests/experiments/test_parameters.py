@@ -31,7 +31,7 @@ code_bytes.get_config = get_config
 
 def show(module, *arguments, code=""):
     """Returns (config, default) as dicts of an experiment with these arguments, or its error message."""
-    done = run([sys.executable, "-c", SHOW.format(module=module, code=code), "--workdir", "x", *arguments])
+    done = run([sys.executable, "-c", SHOW.format(module=module, code=code), *arguments])
     assert "Traceback" not in done.stderr, done.stderr
     return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 

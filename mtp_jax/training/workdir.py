@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -61,9 +62,7 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
     changed = differences(with_defaults(stored), config)  # what did not exist when it was written was as by default
     if stored.get("corpus_hash") != corpus_hash:
         changed["corpus_hash"] = (stored.get("corpus_hash"), corpus_hash)
-    same = "corpus_hash" not in changed
-    fixed = {name: values for name, values in changed.items()
-             if not free_on_resume(name) and not (same and _only_moved(name, *values))}
+    fixed = fixed_fields(changed)
     if fixed:
         lines = "".join(f"\n  {name}: the workdir has {old!r}, this run {new!r}" for name, (old, new) in fixed.items())
         hint = (" The corpus itself changed: its files or the tokenizer's were edited, or another Python brought "
@@ -81,6 +80,18 @@ def check_identity(workdir: epath.Path, config: Config, corpus_hash: str) -> Non
         for name in follow:
             logging.warning("train.num_steps went from %r to %r, and %s spans train.num_steps: the schedule jumps. Set "
                             "its schedule_steps to keep it as it was.", *changed["train.num_steps"], name)
+
+
+def fixed_fields(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Returns those of the changed fields that make up a run's identity.
+
+    Args:
+      changed: {dotted name: (old, new)}, and "corpus_hash" where the corpus itself is another; without it, fields that
+        say where the data lie may change.
+    """
+    same = "corpus_hash" not in changed
+    return {name: values for name, values in changed.items()
+            if not free_on_resume(name) and not (same and _only_moved(name, *values))}
 
 
 def _only_moved(name: str, old: Any, new: Any) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -134,7 +134,7 @@ class Corpus:
                 f"{len(part.rows['train']):,} training rows of {self.config.seq_len:,} tokens"
                 f"{'; ' + part.skipped if part.skipped else ''}")
 
-    def train_batches(self, rows: Sequence[int] | None = None, next_row: int = 0) -> pipeline.TrainBatches:
+    def train_batches(self, rows: Iterable[int] | None = None, next_row: int = 0) -> pipeline.TrainBatches:
         """Returns the training batches of one host, from global row `next_row` on; endless, unless epochs are limited.
 
         Args:
@@ -148,7 +148,7 @@ class Corpus:
             self.mixture, batch_size=self.config.batch_size, seed=self.config.seed, share=rows, next_row=next_row,
             num_workers=self.config.num_workers)
 
-    def validation_batches(self, rows: Sequence[int] | None = None) -> dict[str, pipeline.ValidationBatches]:
+    def validation_batches(self, rows: Iterable[int] | None = None) -> dict[str, pipeline.ValidationBatches]:
         """Returns one host's validation batches of each part, at most data.validation_batches, always the same rows.
 
         Args:

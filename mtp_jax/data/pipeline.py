@@ -2,9 +2,9 @@
 
 The global run is one endless sequence of rows: all training rows in a shuffled order, then all of them in another, and
 so on. Batch s of a run that starts at row r0 is rows [r0 + s B, r0 + (s + 1) B). Of each batch a host reads the rows
-that its devices hold (mtp_jax/parallel/rows.py), so that the global array equals the batch that one host would read. The
-place in the data is therefore the number of the next row alone, whatever the number of hosts, their devices and workers
-was or will be.
+that its devices hold (mtp_jax/parallel/rows.py), so that the global array equals the batch that one host would read.
+The place in the data is therefore the number of the next row alone, whatever the number of hosts, their devices and
+workers was or will be.
 
 Batches are formed *before* Grain deals work out to worker processes. The other way round each worker would fill batches
 from its own rows, and the order would depend on their number.
@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class TrainBatches(Iterator[Batch]):
     needs the usual `if __name__ == "__main__":`.
     """
 
-    def __init__(self, rows: RowSource | Mixture, *, batch_size: int, seed: int, share: Sequence[int] | None = None,
+    def __init__(self, rows: RowSource | Mixture, *, batch_size: int, seed: int, share: Iterable[int] | None = None,
                  next_row: int = 0, num_workers: int = 0):
         """Starts at global row `next_row`, without reading what lies before it.
 
@@ -176,7 +176,7 @@ class ValidationBatches(Sequence[Batch]):
 
 
 def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batches: int,
-                       share: Sequence[int] | None = None) -> ValidationBatches:
+                       share: Iterable[int] | None = None) -> ValidationBatches:
     """Returns the validation batches of one host.
 
     Args:
@@ -199,7 +199,7 @@ def validation_batches(rows: RowSource, *, batch_size: int, seed: int, max_batch
     return ValidationBatches(rows, order, batch_size, held)
 
 
-def check_share(share: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
+def check_share(share: Iterable[int] | None, batch_size: int) -> tuple[int, ...]:
     """Returns the rows of a batch that one host reads, as Python's integers.
 
     Raises:

@@ -1,10 +1,14 @@
 """Which rows of a batch each process reads: those that its devices hold.
 
-Processes whose devices hold the same rows (another part of the model, or of the positions) read the same ones. The rows
-of a process need not lie together: that is up to the order of the devices in the mesh, which on a TPU follows its wires.
+Processes whose devices hold the same rows (another part of the model, or of the positions) read the same ones. The
+rows of a process need not lie together: that is up to the order of the devices in the mesh, which on a TPU follows its
+wires.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +29,8 @@ def rows_of_processes(sharding: Sharding, shape: tuple[int, ...]) -> dict[int, n
       ValueError: two processes would read a different number of rows, or share some of their rows and not the others.
     """
     held: dict[int, set[tuple[int, int]]] = {}
-    for device, index in sharding.devices_indices_map(shape).items():
+    indices: Mapping[Any, Any] = sharding.devices_indices_map(shape)
+    for device, index in indices.items():
         start, stop, _ = index[0].indices(shape[0])
         held.setdefault(device.process_index, set()).add((start, stop))
     rows = {process: np.unique(np.concatenate([np.arange(*part) for part in held[process]]))
@@ -65,8 +70,10 @@ def put_rows(local: np.ndarray, sharding: Sharding, rows: np.ndarray, shape: tup
       rows: ascending numbers of the rows in `local`.
       shape: of the global array.
     """
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: local[(local_part(index[0], rows, shape[0]), *index[1:])])
+    def part(index: Any) -> np.ndarray:
+        return local[(local_part(index[0], rows, shape[0]), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _uneven(batch_size: int, rows: dict[int, np.ndarray], first: int, second: int) -> ValueError:

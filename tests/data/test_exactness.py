@@ -46,12 +46,12 @@ def unbroken(corpora):
 
 
 def shares_of(hosts):
-    """Returns the rows that each host reads: the first four lie apart, as on a TPU, and the rest read what others do."""
+    """Returns the rows that each host reads: those of a host lie apart; hosts past the fourth read what others do."""
     return [range(host, B, min(hosts, B)) if host < B else range(host % B, host % B + 1) for host in range(hosts)]
 
 
 def joined(shares):
-    """Returns the batch of which these are the hosts' shares; where two hosts read a row, checks that it is the same."""
+    """Returns the batch of which these are the hosts' shares; two hosts that read a row must read the same."""
     batch = {}
     for rows, share in zip(shares_of(len(shares)), shares, strict=True):
         for name, values in share.items():

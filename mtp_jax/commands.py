@@ -102,11 +102,11 @@ def read_config(get_config: Callable[..., Any], settings: Sequence[str]) -> Conf
     return from_config_dict(holder.value)
 
 
-def fail(message: Any) -> int:
-    """Prints an error for a person and returns the exit status 1."""
+def fail(message: Any, where: str = "") -> int:
+    """Prints an error for a person, with `where` it happened before it, and returns the exit status 1."""
     if isinstance(message, OSError) and message.filename is not None:
         message = f"{message.filename}: {message.strerror}"
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {where}{message}", file=sys.stderr, flush=True)
     return 1
 
 

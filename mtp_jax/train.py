@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from mtp_jax import commands
-from mtp_jax.config import from_config_dict
+from mtp_jax.config import dumps, from_config_dict
 
 
 def main(get_config: Callable[..., Any]) -> NoReturn:
@@ -21,28 +21,37 @@ def main(get_config: Callable[..., Any]) -> NoReturn:
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
                                   "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
     dry_run = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
+    address = flags.DEFINE_string("coordinator_address", "", "In a run of several processes HOST:PORT of process 0. "
+                                  "Cloud TPU, GKE, SLURM and Open MPI tell it, and the two flags below, themselves.")
+    number = flags.DEFINE_integer("num_processes", 0, "Processes of the run. 1 is a run of its own, wherever it is.")
+    process = flags.DEFINE_integer("process_id", -1, "This process's number, from 0.")
     experiment = commands.define_experiment(get_config)
 
     def run() -> int:
-        from mtp_jax.parallel import host_memory  # from here on the imports that take seconds: --help does without
+        from mtp_jax.parallel import distributed, host_memory  # from here on imports take seconds: --help needs none
 
         if host_memory.will_run_on_cpu():
             host_memory.keep_freed_memory()
-        from mtp_jax.analysis import report
-        from mtp_jax.checkpoints import CheckpointError
-        from mtp_jax.training import loop, prepare, signals
-
         try:
-            prepared = prepare.prepare(from_config_dict(experiment.config.value), workdir.value)
-        except (ValueError, OSError) as error:
+            config = from_config_dict(experiment.config.value)
+            distributed.start(config.parallel, coordinator_address=address.value, num_processes=number.value,
+                              process_id=process.value, facts=distributed.facts_of(config, workdir.value))
+            from mtp_jax.analysis import report
+            from mtp_jax.checkpoints import CheckpointError
+            from mtp_jax.training import loop, prepare, signals
+
+            prepared = distributed.together(lambda: prepare.prepare(config, workdir.value))
+            distributed.check_agreement({"config": dumps(prepared.config), "hash of the corpus": prepared.corpus.hash})
+        except (ValueError, OSError) as error:  # the same on all processes
             return commands.fail(error)
         prepare.announce(prepared, experiment.default)
         try:
-            status = prepared.dry_run() if dry_run.value else prepared.train()
-        except (loop.NonFiniteLoss, CheckpointError, OSError) as error:
-            return commands.fail(error)
+            with distributed.noticing_loss():
+                status = prepared.dry_run() if dry_run.value else prepared.train()
+        except (loop.NonFiniteLoss, CheckpointError, OSError, distributed.ProcessLost) as error:
+            return distributed.leave(commands.fail(error, distributed.own_name()))
         if status == signals.DONE and not dry_run.value and prepared.is_first_process:
             print(report.report(prepared.workdir, with_sample=prepared.is_only_process))
         return status
 
-    commands.run(run, "workdir", "dry_run", *experiment.names)
+    commands.run(run, "workdir", "dry_run", "coordinator_address", "num_processes", "process_id", *experiment.names)

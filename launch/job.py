@@ -62,6 +62,38 @@ class Job:
         return (python, "-m", self.module, f"--workdir={self.workdir}", *self.settings)
 
 
+def check_jobs(jobs: Sequence[Job], *, bucket: bool) -> None:
+    """Raises ValueError where jobs cannot be started together.
+
+    Args:
+      jobs: validated here, each.
+      bucket: the hosts share no folder, so that each workdir must lie in a gs:// bucket; else an absolute path does.
+    """
+    if not jobs:
+        raise ValueError("jobs=[] is empty: there is nothing to start.")
+    for job in jobs:
+        job.validate()
+        if bucket and not re.match(r"gs://[^/]+/.", job.workdir):
+            raise ValueError(f"workdir={job.workdir!r} is not a folder in a bucket, and the hosts share no other; name "
+                             "one such as gs://BUCKET/paper_7b.")
+        if not bucket and not re.match(r"[a-z0-9]+://|/", job.workdir):
+            raise ValueError(f"workdir={job.workdir!r} must be absolute, or in a bucket: every host reads it.")
+        if re.match(r"/(tmp|dev/shm)(/|$)", job.workdir):
+            raise ValueError(f"workdir={job.workdir!r} is another folder on each host; name one that they share.")
+    for field in ("name", "workdir"):
+        values = [getattr(job, field) for job in jobs]
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{field}={value!r} is that of {values.count(value)} jobs; each needs its own.")
+
+
+def check_env(env: Sequence[str]) -> None:
+    """Raises ValueError where an entry is not of the form NAME=VALUE."""
+    for entry in env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=[^\0]*", entry):
+            raise ValueError(f"env={entry!r} is not of the form NAME=VALUE.")
+
+
 def name_from(text: str) -> str:
     """Returns a valid job name made of any text, such as the last part of a workdir."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

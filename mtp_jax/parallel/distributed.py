@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
+from absl import logging
+
 import mtp_jax
 from mtp_jax.config import Config, ParallelConfig, dumps
 from mtp_jax.parallel import rendezvous
@@ -82,6 +84,8 @@ def start(parallel: ParallelConfig, *, coordinator_address: str = "", num_proces
         heartbeat_timeout_seconds=parallel.heartbeat_timeout_seconds,
         shutdown_timeout_seconds=max(60, parallel.heartbeat_timeout_seconds))  # the first may still draw its plots
     jax.devices()  # all are needed for it: now, while none can be held up by an error of its own
+    if place.process_id > 0:
+        logging.set_verbosity(logging.WARNING)  # process 0 speaks for all
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 
@@ -113,7 +114,9 @@ def describe(run: Run, default: Config, command: str) -> str:
 
 
 def command_line() -> str:
-    """Returns the command that started this process, as a person would type it."""
+    """Returns the command that started this process, or the launcher that did, as a person would type it."""
+    if "MTP_JAX_COMMAND" in os.environ:  # launch/local.py sets it
+        return os.environ["MTP_JAX_COMMAND"]
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -17,8 +18,8 @@ INTERRUPTED = 130  # Ctrl-C; saved
 class StopSignals:
     """Notes SIGTERM and Ctrl-C, so that the loop can save and end; a second Ctrl-C ends at once.
 
-    In a run of several processes no handler is installed: the runtime's own tells all of them to stop at the same step,
-    and one of ours would keep it from being told.
+    In a run of several processes SIGTERM has no handler of ours: the runtime's own tells all of them to stop at the
+    same step, and one of ours would keep it from being told. Ctrl-C on one is handed to it as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -26,9 +27,9 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        for number in numbers:
+            self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -41,11 +42,14 @@ class StopSignals:
         if number == signal.SIGINT and self._status is not None:
             raise KeyboardInterrupt
         self._status = INTERRUPTED if number == signal.SIGINT else UNFINISHED
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def status(self, step: int) -> int | None:
-        """Returns the exit status to end with after `step`, or None to go on; the same on every process."""
+        """Returns the exit status to end with after `step`, or None to go on, on every process alike."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return UNFINISHED if multihost_utils.reached_preemption_sync_point(step) else None
+            stops = multihost_utils.reached_preemption_sync_point(step)
+            return (self._status or UNFINISHED) if stops else None
         return self._status

@@ -62,8 +62,8 @@ def perform(calls: Sequence[Call], *, yes: bool, dry_run: bool, what: str) -> in
                   "add --dry_run to see the calls.", file=sys.stderr)
             return 1
     for number, call in enumerate(calls, 1):
-        # Without text of its own a call inherits ours: gcloud and kubectl may ask a person something.
-        done = subprocess.run(call.argv, text=True, check=False, **({"input": call.stdin} if call.stdin else {}))
+        # A call without text inherits our standard input: gcloud and kubectl may ask a person something.
+        done = subprocess.run(call.argv, input=call.stdin or None, text=True, check=False)
         if done.returncode:
             print(f"error: call {number} of {len(calls)} ended with status {done.returncode}: "
                   f"{shlex.join(call.argv)}\n{_told(number - 1, len(calls))}", file=sys.stderr)

@@ -64,8 +64,8 @@ class Options:
             raise ValueError(f"constraint={self.constraint!r} is not names of features joined by & or |.")
         for line in self.setup:
             if line.startswith("#SBATCH"):
-                raise ValueError(f"setup={line!r} comes after the options of sbatch, which would not read it; see --help "
-                                 "for them.")
+                raise ValueError(f"setup={line!r} comes too late for sbatch to read it; give the option itself, or put "
+                                 "it in the environment as SBATCH_NAME.")
         for argument in self.srun:
             if not argument.startswith("-"):
                 raise ValueError(f"srun={argument!r} is not an argument of srun such as --container-image=IMAGE.")
@@ -124,9 +124,10 @@ def script(jobs: Sequence[Job], options: Options) -> str:
         choice = 'run() {\n  case "$SLURM_ARRAY_TASK_ID" in\n' + "".join(
             f"    {number}) {shlex.join((*task, *each.command(options.python)))} ;;  # {each.name}\n"
             for number, each in enumerate(jobs)) + "  esac\n}\n"
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in (entry.split("=", 1) for entry in options.env)]
-    return "\n".join(["#!/bin/bash", *_directives(jobs, options), "set -u", *options.setup, *lines,
-                      choice + _LOOP.format(max_restarts=options.max_restarts)])
+    env = [f"export {name}={shlex.quote(value)}" for name, value in (entry.split("=", 1) for entry in options.env)]
+    setup = ["set -e", *options.setup, "set +e"] if options.setup else []  # a set-up that fails ends the job
+    loop = choice + _LOOP.format(max_restarts=options.max_restarts)
+    return "\n".join(["#!/bin/bash", *_directives(jobs, options), *setup, *env, loop])
 
 
 _LOOP = """\

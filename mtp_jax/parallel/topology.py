@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 import math
 import os
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 from mtp_jax.config import nearest
@@ -21,7 +21,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One JAX device of a TPU generation. Rates are the published ones, the memory what the compiler lets a program use.
+    """One JAX device of a TPU generation: published rates, and the memory that the compiler lets a program use.
 
     Attributes:
       name: as in a topology's name.
@@ -92,11 +92,11 @@ def topology_names(chip: Chip) -> list[str]:
     which a part can be had below that.
     """
     if chip.dims == 2:
-        shapes = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+        shapes: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
     else:
         sides = range(4, 4 * math.ceil(chip.largest / 64) + 1, 4)
         shapes = [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
-        boxes = itertools.chain.from_iterable(
+        boxes: Iterable[tuple[int, ...]] = itertools.chain.from_iterable(
             ((a, b, c) for c in sides if c >= b and a * b * c <= chip.largest)
             for a in sides if a**3 <= chip.largest for b in sides if b >= a and a * b * b <= chip.largest)
         shapes += sorted(boxes, key=lambda shape: (math.prod(shape), shape))

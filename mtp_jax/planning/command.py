@@ -15,7 +15,7 @@ OK, DOES_NOT_FIT = 0, 1
 
 
 def run(resolve: Callable[[Sequence[str]], Config], settings: Sequence[str], topology: Topology, *, experiment: str,
-        mode: str, fit: bool, budget_minutes: float) -> int:
+        mode: str, fit: bool, minutes: float) -> int:
     """Plans, prints the plan as JSON on stdout and a line for people on stderr.
 
     Args:
@@ -25,7 +25,7 @@ def run(resolve: Callable[[Sequence[str]], Config], settings: Sequence[str], top
       experiment: its name.
       mode: "train" or "decode".
       fit: search for batch, remat and mesh.
-      budget_minutes: for the search to compile in.
+      minutes: for the search to compile in.
 
     Returns:
       The exit status.
@@ -47,4 +47,5 @@ def sentence(report: dict[str, Any]) -> str:
     if report["fits"]:
         return (f"Fits: {needed / GIB:.2f} of {hbm / GIB:.2f} GiB a device; at least {report['step_seconds']:.3g} s a "
                 f"step, bound by {report['bound']}, so at most {report['mfu']:.0%} MFU.")
-    return f"Does not fit: needs {needed / GIB:.2f} GiB a device, {report['over_bytes'] / GIB:.2f} GiB more than it has."
+    return (f"Does not fit: needs {needed / GIB:.2f} GiB a device, {report['over_bytes'] / GIB:.2f} GiB more than it "
+            "has.")

@@ -214,7 +214,7 @@ def _trip_count(loop: Instruction, here: dict[str, Instruction],
     if first is None or step is None or direction[1] not in ("LT", "LE", "NE", "GT", "GE"):
         return None
     distance = last - first + (step // abs(step) if direction[1] in ("LE", "GE") else 0)
-    return max(0, -(-distance // step) if step > 0 else -(-(-distance) // -step))
+    return max(0, math.ceil(distance / step))
 
 
 def _origin(instruction: Instruction | None, here: dict[str, Instruction]) -> Instruction | None:

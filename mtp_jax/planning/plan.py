@@ -85,14 +85,14 @@ def compile_program(lower: Any, arguments: Sequence[Any], devices: Sequence[Any]
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
                     memory.alias_size_in_bytes,
-                    memory.peak_memory_in_bytes if devices[0].platform == "tpu" else None,  # of a CPU it lacks temporaries
+                    memory.peak_memory_in_bytes if devices[0].platform == "tpu" else None,  # a CPU's lacks temporaries
                     cost.get("flops") if cost else None,
                     traffic(compiled.as_text(), len(devices),
                             lambda place: getattr(devices[place], "slice_index", None) or 0), seconds)
 
 
 def too_large(message: str) -> tuple[int, int] | None:
-    """Returns (bytes needed, bytes available) that a compiler's message names, or None if it tells of something else."""
+    """Returns (bytes needed, bytes available) of a compiler's message, or None if it tells of something else."""
     number = r"([\d.]+)([KMGT]?)"
     for pattern in (rf"Used {number}i?B? of {number}i?B? hbm", rf"\({number}\) exceeds available HBM \({number}\)"):
         if found := re.search(pattern, message):
@@ -121,7 +121,7 @@ def executed_flops(program: Program) -> float:
     """
     config = program.config
     whole = program.execution.kernel in ("xla", "cudnn")
-    a_token = program.executed_flops_per_token if whole else program.flops_per_token
+    a_token = float(program.executed_flops_per_token if whole else program.flops_per_token)
     if config.compute.remat == "full":
         logits = 2 * config.model.d_model * config.model.padded_vocab_size * config.model.num_heads
         a_token = a_token + a_token / 3 - logits

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mtp_jax.model.primitives import outer_sum, project
 from mtp_jax.model.stacks import PLAIN, Execution, fold_heads
+from mtp_jax.parallel import current_layout
 
 
 @jax.tree_util.register_dataclass
@@ -51,11 +52,17 @@ def num_chunks(rows: int, length: int, vocab_size: int, logits_bytes: int) -> in
 
     Args:
       rows: B on one device.
-      length: L.
+      length: L on one device.
       vocab_size: V on one device.
       logits_bytes: the bound, bytes.
     """
     return max(1, min(length, math.ceil(rows * length * vocab_size * 4 / logits_bytes)))
+
+
+def parts_of_length() -> int:
+    """Returns how many parts the layout in use splits the positions of a row into."""
+    layout = current_layout()
+    return 1 if layout is None else layout.size("length")
 
 
 def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
@@ -77,8 +84,8 @@ def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBx
       scale_N: factor of each head's sum: its weight over its number of positions that count in the whole global
         batch. A head of factor 0 is skipped where `execution.skip_idle_heads`. Gets no gradient.
       vocab_size: ids from here on are padding of the vocabulary; their logits are -inf.
-      chunks: parts that L is cut into, strided, so that a sharded L needs no collective (trace under `use_layout`:
-        elsewhere B and L are multiplied as one axis).
+      chunks: parts that L is cut into, strided, so that a sharded L needs no collective (trace under `use_layout`,
+        which tells how L is split).
       execution: how heads are run.
 
     Returns:
@@ -171,18 +178,22 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
 
 def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL, scale) -> dict[str, Any]:
     """Runs one head, chunk by chunk; `HeadSums` here holds scalars."""
-    B, L, D = h_BxLxD.shape
-    C = static.chunks
-    short = -L % C
-    if short:
-        h_BxLxD = jnp.pad(h_BxLxD, ((0, 0), (0, short), (0, 0)))
-        targets_BxL, mask_BxL = (jnp.pad(x, ((0, 0), (0, short))) for x in (targets_BxL, mask_BxL))
-    # Chunk c holds positions c, c + C, c + 2 C, ...: each part of a sharded L keeps its own positions.
+    B, L, _ = h_BxLxD.shape
+    C, S = static.chunks, parts_of_length()
+    rest = -(L // S) % C
+
+    # Chunk c holds positions c, c + C, c + 2 C, ... of each of the S parts that L lies in: every device keeps its own.
     def cut(x):
-        return jnp.moveaxis(x.reshape(B, -1, C, *x.shape[2:]), 2, 0)
+        x = x.reshape(B, S, L // S, *x.shape[2:])
+        if rest:
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, rest), *((0, 0),) * (x.ndim - 3)))
+        x = x.reshape(B, S, -1, C, *x.shape[3:])
+        return jnp.moveaxis(x.reshape(B, -1, C, *x.shape[4:]), 2, 0)
 
     def join(x):
-        return jnp.moveaxis(x, 0, 2).reshape(B, -1, *x.shape[3:])[:, :L]
+        x = jnp.moveaxis(x, 0, 2)
+        x = x.reshape(B, S, -1, *x.shape[3:])[:, :, :L // S]
+        return x.reshape(B, L, *x.shape[3:])
 
     zero = jnp.zeros((), wide)
     totals: dict[str, Any] = {"sums": HeadSums(zero, zero, zero)}

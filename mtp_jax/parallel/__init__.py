@@ -5,4 +5,4 @@ from mtp_jax.parallel.rows import put_rows, rows_of_processes
 from mtp_jax.parallel.sharding import LOGICAL_AXES, Layout, constrain, current_layout, use_layout
 
 __all__ = ["AXES", "LOGICAL_AXES", "Layout", "check_batch", "check_length", "constrain", "current_layout", "make_mesh",
-           "parse_dcn_mesh", "parse_mesh", "use_layout"]
+           "parse_dcn_mesh", "parse_mesh", "put_rows", "rows_of_processes", "use_layout"]

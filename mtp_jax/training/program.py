@@ -16,7 +16,7 @@ from mtp_jax.config import Config
 from mtp_jax.model import Execution, ModelSpec, get_head_kind, num_trunk_layers, resolve_execution
 from mtp_jax.model.attention import resolve_kernel
 from mtp_jax.objective import HeadWeights, head_weights
-from mtp_jax.parallel import Layout, check_batch, make_mesh, put_rows, rows_of_processes
+from mtp_jax.parallel import Layout, check_batch, check_length, make_mesh, put_rows, rows_of_processes
 from mtp_jax.training import flops
 from mtp_jax.training.optimizer import make_optimizer, state_shardings
 from mtp_jax.training.state import TrainState, flatten_params, partition, trainable_paths
@@ -93,7 +93,7 @@ class Program:
         params = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4
                      for leaf in jax.tree.leaves(self.state.params))
         rows = self.config.data.batch_size // compute.microbatches // self.layout.size("batch")
-        tokens = max(1, rows) * self.config.data.seq_len
+        tokens = max(1, rows) * self.config.data.seq_len // self.layout.size("length")
         width = np.dtype(jax.numpy.dtype(model.dtype)).itemsize
         attention = (model.num_attention_heads + model.kv_heads) * 2 * model.attention_head_dim
         kept = {"none": 4 * model.d_model + attention + 3 * model.mlp_dim, "dots": 2 * model.d_model + attention
@@ -129,11 +129,13 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
     spec = ModelSpec.create(config.model)
     trainable = trainable_paths(spec.shapes, config.train.trainable)
 
-    mesh = make_mesh(config.parallel.mesh, devices)
+    mesh = make_mesh(config.parallel.mesh, devices, config.parallel.dcn_mesh)
     layout = Layout.create(mesh, config.parallel.rules)
     check_batch(config.data.batch_size, config.compute.microbatches, mesh, layout.rules["batch"])
+    check_length(config.data.seq_len, mesh, layout.rules)
     kernel = resolve_kernel(config.compute.attention, platform_of(mesh), seq_len=config.data.seq_len,
-                            head_dim=config.model.attention_head_dim, dtype=config.model.dtype)
+                            head_dim=config.model.attention_head_dim, dtype=config.model.dtype,
+                            parts=layout.size("length"))
     execution = resolve_execution(config.compute, num_heads=config.model.num_heads,
                                   pred_heads_axis=layout.size("pred_heads"),
                                   platform=platform_of(mesh), kernel=kernel, skip_idle_heads=weights.heads_may_rest)

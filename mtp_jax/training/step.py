@@ -76,7 +76,8 @@ def loss_chunks(config: Config, layout: Layout, rows: int) -> int:
     """Returns the number of chunks of the loss, for `rows` rows over all devices."""
     on_one_device = max(1, rows // layout.size("batch"))
     vocab = config.model.padded_vocab_size // layout.size("vocab")
-    return num_chunks(on_one_device, config.data.seq_len, vocab, config.compute.logits_bytes)
+    length = config.data.seq_len // layout.size("length")
+    return num_chunks(on_one_device, length, vocab, config.compute.logits_bytes)
 
 
 def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, execution: Execution, weights: HeadWeights,

@@ -12,7 +12,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mtp_jax.config import ParallelConfig
-from mtp_jax.model import attention as module
+from mtp_jax.model import blocked as module
 from mtp_jax.model.attention import KERNELS, attention, resolve_kernel
 from mtp_jax.parallel import Layout, make_mesh, use_layout
 
@@ -106,8 +106,9 @@ def test_blocked_forms_no_array_of_all_pairs():
 @pytest.mark.parametrize("length", (1, 64, 65, 1024, 4096, 100_000))
 def test_cuts_cover_the_row_in_few_blocks(monkeypatch, length):
     monkeypatch.setattr(module, "MIN_BLOCK", 64)
-    cuts = module._cuts(length)
+    cuts = module._cuts(length, length)
     assert cuts[0][0] == 0 and cuts[-1][1] == length and len(cuts) <= 16
+    assert all(keys == stop for _, stop, keys in cuts)
     assert all(before[1] == after[0] for before, after in zip(cuts, cuts[1:]))
 
 

@@ -11,6 +11,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c $(PINS) $(PIP_ARGS)
 AGAIN := make $(MAKECMDGOALS)
 INSTALLED := $(VENV)/.installed
+LIBTPU := $(VENV)/libtpu/.installed
 INTEROP := $(VENV)/.installed-interop
 GPU := $(VENV)/.installed-gpu
 FAST := not slow and not interop and not gpu and not beam
@@ -37,11 +38,11 @@ demo: $(INSTALLED)
 	@echo "run it again and it goes on from its checkpoint."
 	@$(PY) -m experiments.code_bytes --workdir=runs/code_bytes
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(LIBTPU)
 	@echo "Running the test suite in $(JOBS) processes; it should take less than ten minutes"
 	@$(PY) -m pytest -q -n $(JOBS) -m "$(FAST)"
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(LIBTPU)
 	@echo "Running the slow tests"
 	@$(PY) -m pytest -q -m slow || [ $$? -eq 5 ]
 
@@ -89,6 +90,17 @@ $(INSTALLED): setup.py $(PINS)
 	fi
 	@echo "Installing mtp_jax and what it needs into $(VENV) (one to three minutes the first time)"
 	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $@
+
+# The TPU compiler for the tests, beside the environment: inside it JAX would look for a TPU at every start.
+$(LIBTPU): $(INSTALLED)
+	@rm -rf $(VENV)/libtpu && mkdir -p $(VENV)/libtpu
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	  echo "Downloading the TPU compiler for the tests into $(VENV)/libtpu"; \
+	  $(PIP) --no-deps --target $(VENV)/libtpu libtpu; \
+	else \
+	  echo "libtpu is built for Linux on x86-64 alone: the tests that compile for a TPU will be skipped"; \
+	fi
 	@touch $@
 
 $(INTEROP): $(INSTALLED)

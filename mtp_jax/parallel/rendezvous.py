@@ -219,7 +219,8 @@ def _line(connection: socket.socket) -> str:
     """
     found = b""
     while not found.endswith(b"\n"):
-        piece = connection.recv(65536)
+        seen = connection.recv(65536, socket.MSG_PEEK)  # the next line may have come along with this one
+        piece = connection.recv(seen.find(b"\n") + 1 or len(seen))
         found += piece
         if not piece or len(found) > _LONGEST:
             raise ValueError("no whole line")

@@ -22,7 +22,7 @@ from launch.job import Job
 
 MAX_SLICES = 100  # more digits, and the longest job name would not fit in a pod's
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9./:@-]*[A-Za-z0-9]")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./:@-]*[A-Za-z0-9]")
 _IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 
 
@@ -194,7 +194,7 @@ def _pod(each: Job, options: Options, one: tpus.Slice) -> dict[str, Any]:
             entry.split("=", 1) for entry in options.env)]
     ports = (8471, 8431, 8482)  # the TPUs' own, their metrics, jax's coordinator
     container |= {"ports": [{"containerPort": port} for port in ports],
-                  "resources": {"limits": {"google.com/tpu": chips}, "requests": {"google.com/tpu": chips}}}
+                  "resources": {"limits": {"google.com/tpu": str(chips)}, "requests": {"google.com/tpu": str(chips)}}}
     return {**pod, "containers": [container]}
 
 

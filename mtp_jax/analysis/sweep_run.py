@@ -90,7 +90,7 @@ class LocalRunner:
           record: of the sweep; seconds and attempts are noted there.
           board: shows the progress.
           inherit: descriptors that the cells keep open.
-          settled: is called after each cell that ended for good.
+          settled: is called after each cell that ended for good, while the sweep goes on.
         """
         self._command, self._parallel, self._retries = command, parallel, retries
         self._record, self._board, self._inherit, self._settled = record, board, tuple(inherit), settled
@@ -169,7 +169,7 @@ class LocalRunner:
             known.status, again = "failed", self._failures[cell.name] <= self._retries
             self._board.ended(cell, "waiting" if again else "failed", told + (" and is run again" if again else ""))
         self._record.write()
-        if not again:
+        if not again and not stopping:
             self._settled()
         return again
 
@@ -177,7 +177,7 @@ class LocalRunner:
 def last_lines(cell: Cell) -> list[str]:
     """Returns the end of a cell's log; none without one."""
     path = epath.Path(cell.workdir) / LOG_FILE
-    return path.read_text(errors="replace").splitlines()[-LAST_LINES:] if path.exists() else []
+    return path.read_bytes().decode(errors="replace").splitlines()[-LAST_LINES:] if path.exists() else []
 
 
 def _open_log(cell: Cell) -> BinaryIO:

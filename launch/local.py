@@ -35,7 +35,8 @@ from launch.job import experiment_module
 
 DONE, ERROR, UNFINISHED, INTERRUPTED = 0, 1, 75, 130  # of a process and of this command
 _POLL_SECONDS = 0.05
-_NOISE = re.compile(r"\[Gloo\] Rank|    @ +0x|\*\*\* Check failure stack trace")  # of libraries in C++
+_NOISE = re.compile(r"\[Gloo\] Rank|    @ +0x|\*\*\* Check failure stack trace|Fatal Python error: Aborted|"
+                    r"Current thread 0x|Extension modules: ")  # of libraries in C++, and of the stack when they abort
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 

@@ -18,7 +18,7 @@ from mtp_jax.config import differences
 
 MARGIN_SECONDS = 30.0  # process 0 answers at its own time limit, which may end so much after that of one who came
 _PATIENCE = 5.0  # seconds for one who has come to say who it is
-_GREETING = "mtp_jax\n"  # process 0's, at once
+_GREETING = b"mtp_jax\n"  # process 0's, at once
 _LONGEST = 2**24  # bytes of what one process says
 _NAMED = 8  # processes that an error names
 
@@ -140,10 +140,11 @@ def _introduce(host: str, port: int, address: str, num_processes: int, member: M
             with wait_for_port(host, port, deadline) as connection:
                 connection.sendall(said.encode())
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
-                if _line(connection) != _GREETING:
+                lines = connection.makefile("rb")
+                if lines.readline(_LONGEST) != _GREETING:
                     raise ValueError("another service")
                 connection.settimeout(seconds + MARGIN_SECONDS)
-                answer = json.loads(_line(connection))
+                answer = json.loads(lines.readline(_LONGEST))
             break
         except (OSError, ValueError) as error:  # nobody is there yet, or not process 0 of a run
             if time.monotonic() + 0.3 < deadline:
@@ -162,7 +163,8 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
     """Waits for the others, as process 0, and answers them."""
     deadline = time.monotonic() + seconds
     with _listening(port, num_processes) as server, contextlib.ExitStack() as stack:
-        members, connections = {0: member}, []
+        members: dict[int, Member] = {0: member}
+        connections: dict[int, socket.socket] = {}
         error: Exception | None = None
         try:
             while len(members) < num_processes:
@@ -170,13 +172,17 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(_PATIENCE)
                 try:
-                    said = json.loads(_line(connection))
+                    said = json.loads(connection.makefile("rb").readline(_LONGEST))
                     other = Member(int(said["process"]), str(said["host"]), dict(said["facts"]))
-                    connection.sendall(_GREETING.encode())
+                    connection.sendall(_GREETING)
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # another program, or one that left at once
-                connections.append(connection)
-                _check(other, said["processes"], num_processes, members)
+                if other.process in connections and _has_left(connections[other.process]):
+                    del members[other.process]  # and comes again
+                refused = _refusal(other, said["processes"], num_processes, members)
+                connections[-len(connections) if refused else other.process] = connection
+                if refused:
+                    raise ValueError(refused)
                 members[other.process] = other
             check_agreement([members[number] for number in sorted(members)])
         except TimeoutError:
@@ -188,43 +194,39 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
         except ValueError as found:
             error = found
         answer = {"problem": "" if error is None else str(error), "late": isinstance(error, TimeoutError)}
-        for connection in connections:
+        for connection in connections.values():
             with contextlib.suppress(OSError):  # one that has left
                 connection.sendall((json.dumps(answer) + "\n").encode())
-        for connection in connections:  # they hang up first: then the port is free at once
+        for connection in connections.values():  # they hang up first: then the port is free at once
             with contextlib.suppress(OSError):
                 connection.recv(1)
     if error is not None:
         raise error
 
 
-def _check(other: Member, theirs: int, ours: int, members: Mapping[int, Member]) -> None:
-    """Raises ValueError where a process that came cannot be one of the run."""
+def _refusal(other: Member, theirs: int, ours: int, members: Mapping[int, Member]) -> str:
+    """Returns why a process that came cannot be one of the run, or nothing."""
     if theirs != ours:
-        raise ValueError(f"{other} was started as one of {theirs} processes, {members[0]} as one of {ours}: give all "
-                         "the same number of processes.")
+        return (f"{other} was started as one of {theirs} processes, {members[0]} as one of {ours}: give all the same "
+                "number of processes.")
     if not 0 <= other.process < ours:
-        raise ValueError(f"{other} has a number that is not below the number of processes, {ours}.")
+        return f"{other} has a number that is not below the number of processes, {ours}."
     if other.process in members:
-        raise ValueError(f"{members[other.process]} and {other} have the same number: give each its own, from 0 to "
-                         f"{ours - 1}.")
+        return (f"{members[other.process]} and {other} have the same number: give each its own, from 0 to {ours - 1}.")
+    return ""
 
 
-def _line(connection: socket.socket) -> str:
-    """Returns a line that the other end says.
-
-    Raises:
-      ValueError: it hung up before the end of the line, or the line has none.
-      OSError: nothing came in time.
-    """
-    found = b""
-    while not found.endswith(b"\n"):
-        seen = connection.recv(65536, socket.MSG_PEEK)  # the next line may have come along with this one
-        piece = connection.recv(seen.find(b"\n") + 1 or len(seen))
-        found += piece
-        if not piece or len(found) > _LONGEST:
-            raise ValueError("no whole line")
-    return found.decode()
+def _has_left(connection: socket.socket) -> bool:
+    """Tells whether the other end, which has nothing more to say, has hung up."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(_PATIENCE)
 
 
 @contextlib.contextmanager

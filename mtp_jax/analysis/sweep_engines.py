@@ -89,6 +89,6 @@ def hand_over(cells: Sequence[Cell], target: Target, *, jobs: Mapping[str, Any],
         for cell in group:
             known = record[cell.name]
             known.attempts, known.status = known.attempts + 1, SUBMITTED
-            known.engine, known.job = target.name, named[cell.name].name
+            known.engine, known.job = target.name, own[0].name  # an array has its first job's name
         record.write()
     return 0

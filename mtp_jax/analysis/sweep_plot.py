@@ -101,7 +101,8 @@ def _figure(table: Sequence[Row], fields: Sequence[str], *, title: str):
         axis.grid(alpha=0.25)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[2].set_ylim(0, 1.1 * axes[2].dataLim.ymax if axes[2].dataLim.ymax > 0 else 1)  # a time is read against zero
+    times = [row["step_ms"] for row in table if row["step_ms"] is not None]
+    axes[2].set_ylim(0, 1.1 * max(times, default=1.0))  # a time is read against zero
     figure.suptitle(title, fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:

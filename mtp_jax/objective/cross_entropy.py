@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mtp_jax.model.primitives import outer_sum, project
 from mtp_jax.model.stacks import PLAIN, Execution, fold_heads
-from mtp_jax.parallel import current_layout
+from mtp_jax.parallel import constrain, current_layout
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +139,8 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
     """Runs every head; the one loop behind loss, gradient and evaluation."""
     wide = jnp.promote_types(jnp.float32, h_NxBxLxD.dtype)
     replicated = unembedding.ndim == 3
-    shared = None if replicated else unembedding.astype(h_NxBxLxD.dtype)
+    # Gathered over fsdp once, not for every chunk of every head.
+    shared = None if replicated else constrain(unembedding.astype(h_NxBxLxD.dtype), "vocab", None)
     carry: dict[str, Any] = {"loss": jnp.zeros((), wide)}
     if static.gradient and not replicated:
         carry["unembedding"] = jnp.zeros(unembedding.shape, wide)

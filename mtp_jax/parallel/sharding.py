@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtp_jax.config import nearest
 
-LOGICAL_AXES = ("batch", "length", "residual", "vocab", "embed", "embed_out", "heads", "kv_heads", "head_dim", "mlp", "layers",
-                "pred_heads", "norm")
+LOGICAL_AXES = ("batch", "length", "residual", "vocab", "embed", "embed_out", "heads", "kv_heads", "head_dim", "mlp",
+                "layers", "pred_heads", "norm")
 
 Axes = tuple[str | None, ...]
 

@@ -151,9 +151,9 @@ def prepare_environment(topology: Topology, environ: MutableMapping[str, str]) -
         return
     # Without these libtpu asks the metadata server which machine this is, and complains of the answer on stderr.
     # Its lock keeps two processes from one TPU; none is used here, and several may compile at a time.
-    for name, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
-                        ("TPU_ACCELERATOR_TYPE", "v5p-8"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
-                        ("TF_CPP_MIN_LOG_LEVEL", "3")):
+    for name, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_SKIP_MDS_QUERY", "1"),
+                        ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5p-8"),
+                        ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         environ.setdefault(name, value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +99,7 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
     trainable_axes, _ = partition(spec.axes, trainable)
     parts = config.compute.microbatches
     vocab_size = config.model.vocab_size or 0
-    train_chunks = loss_chunks(config, layout, config.data.batch_size // parts)
-    validation_chunks = loss_chunks(config, layout, config.data.batch_size)
+    chunks = loss_chunks(config, layout, config.data.batch_size // parts)
 
     def targets_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
         return multi_token_targets(batch["tokens"], batch["segments"], batch["positions"], config.model.num_heads)
@@ -109,6 +109,21 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
         h_NxBxLxD = model(batch["tokens"], batch["segments"], batch["positions"], weights_N=weights_N,
                           detach_trunk=config.objective.detach_trunk, execution=execution)
         return h_NxBxLxD, model.unembedding_matrix()
+
+    def over_parts(run: Callable[[Batch], Any], batch: Batch) -> Any:
+        """Returns the sum of what `run` returns for each microbatch."""
+        if parts == 1:
+            return run(batch)
+
+        def of_part(part: Batch) -> Any:
+            return run({name: constrain(x, "batch", "length") for name, x in part.items()})
+
+        # Microbatch p holds rows p, p + parts, ...: every device keeps its share of each.
+        cut = {name: jnp.swapaxes(x.reshape(-1, parts, x.shape[1]), 0, 1) for name, x in batch.items()}
+        first = {name: x[0] for name, x in cut.items()}
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, first))
+        totals, _ = jax.lax.scan(lambda totals, part: (jax.tree.map(jnp.add, totals, of_part(part)), None), zeros, cut)
+        return totals
 
     def init(key: jax.Array) -> TrainState:
         params = spec.init(key)
@@ -126,21 +141,13 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
             h_NxBxLxD, unembedding = states_of(combine(params, frozen), batch, weights_N)
             targets_NxBxL, mask_NxBxL = targets_of(batch)
             return mtp_cross_entropy(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
-                                     vocab_size=vocab_size, chunks=train_chunks, execution=execution)
+                                     vocab_size=vocab_size, chunks=chunks, execution=execution)
 
         def of_part(part: Batch) -> tuple[jax.Array, HeadSums, Params]:
-            part = {name: constrain(x, "batch", "length") for name, x in part.items()}
             (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(params, part)
             return loss, sums, jax.tree.map(lambda g: g.astype(jnp.promote_types(jnp.float32, g.dtype)), grads)
 
-        if parts == 1:
-            return of_part(batch)
-        # Microbatch p holds rows p, p + parts, ...: every device keeps its share of each.
-        cut = {name: jnp.swapaxes(x.reshape(-1, parts, x.shape[1]), 0, 1) for name, x in batch.items()}
-        first = {name: x[0] for name, x in cut.items()}
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, first))
-        totals, _ = jax.lax.scan(lambda totals, part: (jax.tree.map(jnp.add, totals, of_part(part)), None), zeros, cut)
-        return totals
+        return over_parts(of_part, batch)
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with use_layout(layout):
@@ -159,12 +166,16 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
     def validate(params: Params, step: jax.Array, batch: Batch) -> ValidationSums:
         with use_layout(layout):
             weights_N = weights(step)
-            h_NxBxLxD, unembedding = states_of(params, batch, weights_N)
-            targets_NxBxL, mask_NxBxL = targets_of(batch)
-            sums, predictions_NxBxL = mtp_evaluate(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, weights_N > 0,
-                                                   vocab_size=vocab_size, chunks=validation_chunks,
-                                                   execution=execution)
-            return ValidationSums(sums, agreement_sums(predictions_NxBxL, mask_NxBxL, weights_N > 0))
+
+            def of_part(part: Batch) -> ValidationSums:
+                h_NxBxLxD, unembedding = states_of(params, part, weights_N)
+                targets_NxBxL, mask_NxBxL = targets_of(part)
+                sums, predictions_NxBxL = mtp_evaluate(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL,
+                                                       weights_N > 0, vocab_size=vocab_size, chunks=chunks,
+                                                       execution=execution)
+                return ValidationSums(sums, agreement_sums(predictions_NxBxL, mask_NxBxL, weights_N > 0))
+
+            return over_parts(of_part, batch)
 
     return StepFunctions(init, train, validate)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -76,10 +77,11 @@ def test_errors_are_one_line(arguments, told, capsys):
 
 @pytest.mark.parametrize("engine", ["queued_resources", "gke", "slurm"])
 def test_help_is_quick_and_names_every_flag(engine):
-    begin = time.monotonic()
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime  # not by the clock: other tests run beside this one
     done = subprocess.run([sys.executable, "-m", f"launch.{engine}", "--help"], cwd=ROOT, capture_output=True,
                           text=True, timeout=60)
-    assert time.monotonic() - begin < 2 and done.returncode == 0 and not done.stderr
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin
+    assert seconds < 1 and done.returncode == 0 and not done.stderr
     module = __import__(f"launch.{engine}", fromlist=["Options"])
     names = [field.name for field in dataclasses.fields(module.Options)]
     assert all(f"--{name}:" in done.stdout or f"--[no]{name}:" in done.stdout

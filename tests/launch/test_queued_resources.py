@@ -213,3 +213,29 @@ def test_the_script_is_sound_bash():
         done = subprocess.run(["bash", "-n"], input=queued_resources.startup_script(JOB, options), text=True,
                               capture_output=True)
         assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_gcloud_gets_the_script_from_the_command_or_from_what_it_shows(shown, host, monkeypatch, capsys):
+    host.add("gcloud")
+    monkeypatch.setenv("PATH", host.environment["PATH"])
+    command_line = ["launch", *RUN, "--accelerator=v5p-128", "--config.size=7b"]
+    assert command.main(ENGINE, command_line) == 1 and host.calls() == []
+    assert "Asks for 64 TPU chips" in capsys.readouterr().err
+    if shown:
+        assert command.main(ENGINE, [*command_line, "--dry_run"]) == 0
+        assert host.bash(capsys.readouterr().out).returncode == 0
+    else:
+        assert command.main(ENGINE, [*command_line, "--yes"]) == 0
+    options = dataclasses.replace(OPTIONS, accelerator="v5p-128", project="mine")
+    (call,) = queued_resources.submit([JOB], options)
+    assert host.calls() == [["gcloud", list(call.argv[1:]), queued_resources.startup_script(JOB, options)]]
+
+
+def test_what_ends_something_needs_yes_and_what_looks_does_not(host, monkeypatch, capsys):
+    host.add("gcloud")
+    monkeypatch.setenv("PATH", host.environment["PATH"])
+    assert command.main(ENGINE, ["launch", "--action=delete", "--name=paper-7b", *PLACE]) == 1 and host.calls() == []
+    assert command.main(ENGINE, ["launch", "--action=status", "--name=paper-7b", *PLACE]) == 0
+    assert command.main(ENGINE, ["launch", "--action=delete", "--name=paper-7b", *PLACE, "--yes"]) == 0
+    assert [arguments[3] for _, arguments, _ in host.calls()] == ["describe", "delete"]

@@ -35,8 +35,8 @@ from launch.job import experiment_module
 
 DONE, ERROR, UNFINISHED, INTERRUPTED = 0, 1, 75, 130  # of a process and of this command
 _POLL_SECONDS = 0.05
-_NOISE = re.compile(r"\[Gloo\] Rank|    @ +0x|\*\*\* Check failure stack trace|Fatal Python error: Aborted|"
-                    r"Current thread 0x|Extension modules: ")  # of libraries in C++, and of the stack when they abort
+_NOISE = re.compile(r"\[Gloo\] Rank")
+_STACKS = re.compile(r"\*\*\* Check failure stack trace|Fatal Python error: Aborted")  # nothing else comes after them
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
@@ -190,9 +190,11 @@ class Launcher:
     def _pass_on(self, number: int, stream, is_error: bool) -> None:
         """Prints what a process says."""
         out = sys.stderr if is_error else sys.stdout
+        shown = number == 0 or is_error
         with stream:
-            for line in stream:
-                if (number == 0 or is_error) and not _NOISE.match(line):
+            for line in stream:  # to the end, for a full pipe would stop the process
+                shown = shown and not _STACKS.match(line)
+                if shown and not _NOISE.match(line):
                     with self._printing:
                         print(f"[{number}] {line.rstrip()}", file=out, flush=True)
 
@@ -257,6 +259,8 @@ def _rank(status: int) -> int:
 
 def _ending(status: int) -> str:
     """Returns how a process ended, in words."""
+    if status == -signal.SIGABRT:
+        return "was ended by SIGABRT, with which JAX ends a process when another one gives no sign of life"
     if status < 0:
         try:
             name = signal.Signals(-status).name

@@ -137,10 +137,9 @@ def _introduce(host: str, port: int, address: str, num_processes: int, member: M
     said = json.dumps({"processes": num_processes, **dataclasses.asdict(member)}) + "\n"
     while True:
         try:
-            with wait_for_port(host, port, deadline) as connection:
+            with wait_for_port(host, port, deadline) as connection, connection.makefile("rb") as lines:
                 connection.sendall(said.encode())
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
-                lines = connection.makefile("rb")
                 if lines.readline(_LONGEST) != _GREETING:
                     raise ValueError("another service")
                 connection.settimeout(seconds + MARGIN_SECONDS)
@@ -172,7 +171,8 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(_PATIENCE)
                 try:
-                    said = json.loads(connection.makefile("rb").readline(_LONGEST))
+                    with connection.makefile("rb") as lines:
+                        said = json.loads(lines.readline(_LONGEST))
                     other = Member(int(said["process"]), str(said["host"]), dict(said["facts"]))
                     connection.sendall(_GREETING)
                 except (OSError, ValueError, KeyError, TypeError):

@@ -65,7 +65,12 @@ class DecodingModel:
         heads = config.num_heads if heads is None else heads
         cache_dtype = cache_dtype or config.dtype
         check_use(config, heads=heads, window=window, cache_dtype=cache_dtype)
-        if layout is not None:  # blocks are too short to be split
+        if layout is not None:
+            if layout.size("length") > 1:
+                raise ValueError(f"mesh: {' and '.join(layout.rules['length'])} of size {layout.size('length')} splits "
+                                 "the positions of a row, and decoding adds a few at a time: the devices would all do "
+                                 "the same. Give them to data, fsdp or tensor.")
+            # Blocks are too short to be split.
             layout = dataclasses.replace(layout, rules={**layout.rules, "length": (), "residual": ()})
         return cls(config, unstack(spec, params, heads=heads, layout=layout), heads, window, tokenizer, layout,
                    cache_dtype)

@@ -160,5 +160,5 @@ def check_length(seq_len: int, mesh: Mesh, rules: Mapping[str, Sequence[str]]) -
         if seq_len % parts:
             sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in rules[logical])
             raise ValueError(f"data.seq_len={seq_len} is not divisible by the {parts} devices that the rule for "
-                             f"{logical!r} spreads the positions of a row over ({sizes}): choose a multiple of {parts}, "
-                             "another parallel.mesh, or another rule.")
+                             f"{logical!r} spreads the positions of a row over ({sizes}): choose a multiple of "
+                             f"{parts}, another parallel.mesh, or another rule.")

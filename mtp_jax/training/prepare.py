@@ -16,6 +16,7 @@ from mtp_jax.data import open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.parallel.compile_cache import set_compile_cache
 from mtp_jax.training import workdir as workdirs
+from mtp_jax.training.explain import explain
 from mtp_jax.training.loop import Run
 from mtp_jax.training.program import build_program
 from mtp_jax.training.progress import count
@@ -69,9 +70,11 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def announce(run: Run, default: Config) -> None:
-    """Prints `describe` to stderr, on process 0."""
+    """Prints `describe` to stderr, on process 0, and the table of parameters where parallel.explain asks for it."""
     if run.is_first_process:
         print(describe(run, default, command_line()), file=sys.stderr, flush=True)
+        if run.config.parallel.explain:
+            print(explain(run.program), file=sys.stderr, flush=True)
 
 
 def describe(run: Run, default: Config, command: str) -> str:

@@ -76,7 +76,7 @@ def _bytes_on_device(leaf: Any) -> int:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the rows as lines, the columns under each other: texts to the left, the last two, numbers, to the right."""
+    """Returns the rows as lines, columns under each other: texts to the left, the last two, numbers, to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     last = len(widths) - 2
     return ["  ".join(text.rjust(width) if column >= last else text.ljust(width)

@@ -1,11 +1,14 @@
 """Starts the processes of a run on this machine, and reads what the run left."""
 
+import contextlib
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 from tests.training.small_runs import ROOT
 
@@ -37,21 +40,34 @@ def start(corpus, workdir, mesh, *, processes, devices=1, interleaved=False, num
     task = {"address": address, "processes": processes, "corpus": str(corpus), "workdir": str(workdir),
             "interleaved": interleaved,
             "changes": {"parallel__mesh": mesh, "train__num_steps": num_steps, **settings(), **changes}}
-    running = [subprocess.Popen([sys.executable, str(WORKER), json.dumps({**task, "process": number})],
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for number in range(processes)]
-    try:
-        outputs = [process.communicate(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in range(processes)]
+        running = [subprocess.Popen([sys.executable, str(WORKER), json.dumps({**task, "process": number})],
+                                    env=environment, stdout=out, stderr=err)
+                   for number, (out, err) in enumerate(files)]
+        try:
+            wait(running)
+        finally:
+            for process in running:
+                process.kill()
+        for file in sum(files, []):
+            file.seek(0)
+        return [(process.wait(), out.read(), err.read()) for process, (out, err) in zip(running, files, strict=True)]
+
+
+def wait(running, seconds=300):
+    """Waits until all processes have ended; those that the failure of another leaves waiting, for ten seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and None in (statuses := [process.poll() for process in running]):
+        if any(statuses):
+            deadline = min(deadline, time.monotonic() + 10)
+        time.sleep(0.05)
 
 
 def finish(*arguments, **settings):
     """Runs `start` and checks that every process ends well."""
-    for status, _, err in start(*arguments, **settings):
-        assert status == 0, err[-3000:]
+    found = start(*arguments, **settings)
+    assert not any(status for status, *_ in found), "\n".join(f"{status}: {err[-3000:]}" for status, _, err in found)
 
 
 def settings():

@@ -41,7 +41,9 @@ def main() -> NoReturn:
             request.validate()
             engine = engines.get(request.engine)
             options = command.read_options(engine.options, flags.FLAGS, f"{request.engine}_") if engine else None
-            get_config = importlib.import_module(job.experiment_module(request.experiment)).get_config
+            get_config = getattr(importlib.import_module(job.experiment_module(request.experiment)), "get_config", None)
+            if get_config is None:
+                raise ValueError(f"--experiment={request.experiment}: the module has no get_config().")
             return sweep.run(request, settings=settings, resolve=functools.partial(commands.read_config, get_config),
                              launch=sweep.Launch(job, calls, engine, options), again=again)
         except (ValueError, OSError) as error:

@@ -205,6 +205,8 @@ def run(*arguments, **kwargs):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--experiment=code_byte", "--workdir=x", "--grid=config.model.num_heads=1"], 'Did you mean "code_bytes"'),
+    (["--experiment=experiments.__init__", "--workdir=x", "--grid=config.model.num_heads=1"], "is not among"),
+    (["--experiment=mtp_jax.registry", "--workdir=x", "--grid=config.model.num_heads=1"], "has no get_config()"),
     (["--gird=x"], "Did you mean: grid"),
 ])
 def test_mistakes_are_told_without_a_traceback(arguments, message):

@@ -1,4 +1,7 @@
-"""On a mesh decoding gives the tokens of one device, with the cache laid out by the rules of training."""
+"""On a mesh decoding gives the tokens of one device, with the cache laid out by the rules of training.
+
+That the logits are those of one device, by head kind, n and mesh: tests/parallel/test_equal.py.
+"""
 
 import functools
 
@@ -31,7 +34,8 @@ def on_mesh(mesh):
 
 
 @pytest.mark.parametrize("mesh, block", [
-    ("data:2,fsdp:2,tensor:2", {"heads": 3}), ("fsdp:2,tensor:2,pred_heads:2", {"tree": BUSHY[3]}),
+    ("data:2,fsdp:2,tensor:2", {"heads": 3}),
+    pytest.param("fsdp:2,tensor:2,pred_heads:2", {"tree": BUSHY[3]}, marks=pytest.mark.slow),
     pytest.param("data:8", {"heads": 3}, marks=pytest.mark.slow)])
 def test_the_tokens_are_those_of_one_device(mesh, block, x64, greedy_only):
     naive = entry()[2]
@@ -61,3 +65,8 @@ def test_the_cache_is_laid_out_by_the_rules(x64, greedy_only):
 def test_a_mesh_that_does_not_divide_the_model_is_refused():
     with pytest.raises(ValueError, match="trunk/attention/key.*'kv_heads' has length 2, which .* into 8; change"):
         on_mesh("tensor:8")
+
+
+def test_a_mesh_that_splits_positions_is_refused():
+    with pytest.raises(ValueError, match="sequence of size 2 splits the positions.*Give them to data, fsdp or tensor"):
+        on_mesh("data:4,sequence:2")

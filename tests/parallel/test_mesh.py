@@ -1,12 +1,14 @@
 """The mesh from one line of text, and everything that can be wrong with the line."""
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from mtp_jax.parallel import AXES, check_batch, make_mesh, parse_mesh
+from mtp_jax.config import ParallelConfig
+from mtp_jax.parallel import AXES, Layout, check_batch, check_length, make_mesh, parse_dcn_mesh, parse_mesh
 
 
 @pytest.mark.parametrize("spec, num_devices, want", [
@@ -85,3 +87,79 @@ def test_batch_that_does_not_spread():
         check_batch(6, 1, mesh, ("data", "fsdp"))
     with pytest.raises(ValueError, match="batch_size=8 in compute.microbatches=4 parts.*multiple of 16"):
         check_batch(8, 4, mesh, ("data", "fsdp"))
+
+
+def test_length_that_does_not_spread():
+    rules = Layout.create(make_mesh("sequence:2,tensor:2,data:2"), ParallelConfig().rules)
+    check_length(12, rules.mesh, rules.rules)
+    with pytest.raises(ValueError, match="data.seq_len=13 is not divisible by the 2 devices that the rule for 'length' "
+                       ".*sequence 2.*choose a multiple of 2, another parallel.mesh"):
+        check_length(13, rules.mesh, rules.rules)
+    with pytest.raises(ValueError, match="seq_len=14 .* the 4 devices that the rule for 'residual'.*sequence 2 x ten"):
+        check_length(14, rules.mesh, rules.rules)
+
+
+class OnSlice:
+    """A device of a slice, as a mesh sees it."""
+
+    platform, device_kind, process_index = "abacus", "abacus", 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+    def __repr__(self):
+        return f"{self.id}@{self.slice_index}"
+
+
+def devices_on(*sizes):
+    """Returns devices on slices of these sizes, not in order."""
+    devices = [OnSlice(i, number) for i, number in enumerate(n for n, size in enumerate(sizes) for _ in range(size))]
+    return devices[::-1]
+
+
+@pytest.mark.parametrize("spec, dcn, across", [
+    ("data:-1", "", {"data": 2}),
+    ("data:2,fsdp:4", "", {"data": 2}),
+    ("data:4,tensor:2", "data:2", {"data": 2}),
+    ("fsdp:8", "fsdp:-1", {"fsdp": 2}),
+    ("fsdp:4,tensor:2", "tensor:1,fsdp:2", {"fsdp": 2}),
+    ("data:2,sequence:4", "sequence:2", {"sequence": 2}),
+])
+def test_a_slice_is_one_block_of_the_axis_that_spans_slices(spec, dcn, across):
+    mesh = make_mesh(spec, devices_on(4, 4), dcn)
+    assert dict(mesh.shape) == parse_mesh(spec, 8)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    (axis,) = across
+    halves = np.split(slices, 2, axis=AXES.index(axis))
+    assert np.all(halves[0] == 0) and np.all(halves[1] == 1)
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+
+
+def test_two_axes_can_span_four_slices():
+    mesh = make_mesh("data:4,fsdp:2", devices_on(2, 2, 2, 2), "data:2,fsdp:2")
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices).reshape(4, 2)
+    assert slices.tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("spec, dcn, sizes, message", [
+    ("data:-1", "data:4", (4, 4), "parallel.dcn_mesh='data:4' needs 4 slices, there are 2"),
+    ("data:-1", "data:1", (4, 4), "parallel.dcn_mesh='data:1' leaves 1 of 2 slices idle"),
+    ("data:-1", "dta:2", (4, 4), "parallel.dcn_mesh='dta:2' names the unknown axis 'dta'"),
+    ("data:-1", "data:2", (8,), "parallel.dcn_mesh='data:2' needs 2 slices, there are 1"),
+    ("fsdp:-1", "", (4, 4), r"dcn_mesh is empty, so data spans the slices: the axis 'data' of size 1 .* be cut into 2 "
+                            r"slices.*set parallel.dcn_mesh to one of \['fsdp:2'\]"),
+    ("fsdp:4,tensor:2", "sequence:2", (4, 4), r"dcn_mesh='sequence:2': .*'sequence' of size 1 .*"
+                                              r"one of \['fsdp:2', 'tensor:2'\]"),
+    ("fsdp:4,tensor:3", "", (4, 4, 4), r"one of \['tensor:3'\]"),
+    ("data:1,fsdp:5,tensor:2", "", (2,) * 5, r"one of \['fsdp:5'\]"),
+    ("fsdp:2,tensor:2", "", (1,) * 4, "give an axis of parallel.mesh a multiple of 4"),
+    ("data:-1", "", (4, 2), "lie unevenly on 2 slices"),
+])
+def test_every_mistake_about_slices_is_told_with_the_remedy(spec, dcn, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(spec, devices_on(*sizes), dcn)
+
+
+def test_one_slice_may_be_said():
+    assert parse_dcn_mesh("data:1", parse_mesh("fsdp:8", 8), 1) == dict.fromkeys(AXES, 1)
+    assert make_mesh("fsdp:-1", None, "data:-1").shape["fsdp"] == 8

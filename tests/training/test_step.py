@@ -1,7 +1,6 @@
-"""One step: golden numbers, accumulation, sharding, freezing, heads that rest."""
+"""One step: golden numbers, accumulation, freezing, heads that rest. On meshes: tests/parallel/test_equal.py."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -101,41 +100,6 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(parts, x64):
     np.testing.assert_array_equal(metrics.sums.count_N, other_metrics.sums.count_N)
 
 
-@pytest.mark.parametrize("mesh, changes", [
-    ("data:8", {}),
-    ("data:2,fsdp:2,tensor:2", {}),
-    ("fsdp:4,pred_heads:2", {}),
-    ("data:2,pred_heads:4", {"model__unembedding": "replicated"}),
-    ("fsdp:2,tensor:2,pred_heads:2", {"compute__scan_layers": True, "compute__remat": "full"}),
-    ("data:4,tensor:2", {"compute__microbatches": 2}),
-    ("fsdp:8", {"compute__run_heads": "vmap"}),
-])
-def test_sharded_equals_unsharded(mesh, changes, x64):
-    assert_sharded_equals_unsharded(mesh, changes)
-
-
-@pytest.mark.parametrize("kind", ["linear", "causal", "anticausal"])
-def test_sharded_equals_unsharded_for_every_kind(kind, x64):
-    assert_sharded_equals_unsharded("data:2,fsdp:2,tensor:2", {"model__head_kind": kind})
-
-
-def assert_sharded_equals_unsharded(mesh, changes):
-    """In fp64, where only a mistake is larger than the order of sums: Adam magnifies what is left of a gradient."""
-    changes = {**STRICT, **changes}
-    params, metrics, _ = unsharded(tuple(item for item in changes.items() if item[0].startswith("model__")))
-    others, other_metrics, program = run(config_of(parallel__mesh=mesh, **changes))
-    np.testing.assert_allclose(metrics.loss, other_metrics.loss, rtol=1e-12)
-    np.testing.assert_allclose(metrics.grad_norm, other_metrics.grad_norm, rtol=1e-10)
-    assert difference(params, others) < 1e-8
-    assert mesh == "data:8" or any(not s.sharding.is_fully_replicated for s in jax.tree.leaves(program.state.params))
-
-
-@functools.cache
-def unsharded(changes):
-    """Two steps on one device; shared by the meshes."""
-    return run(config_of(**dict(changes)), devices=jax.devices()[:1])
-
-
 def test_the_state_is_donated():
     config = config_of()
     program = build_program(config, jax.devices()[:1])
@@ -220,6 +184,8 @@ def test_validation_counts_agreement_of_head_1_with_itself_as_one():
     (dict(model__num_heads=6), "model.num_heads=6 is too large for model.num_layers=6"),
     (dict(model__num_heads=6, model__head_kind="causal"), "too large"),
     (dict(parallel__mesh="data:3"), "data.batch_size=8 is not divisible by the 3 devices"),
+    (dict(parallel__mesh="sequence:3"), "data.seq_len=16 is not divisible by the 3 devices .*choose a multiple of 3"),
+    (dict(parallel__dcn_mesh="data:2"), "parallel.dcn_mesh='data:2' needs 2 slices, there are 1"),
     (dict(parallel__mesh="data:16"), "needs 16 devices, there are 3"),
     (dict(parallel__mesh="data:1,tensor:3"), "not divisible by the 3 devices"),
     (dict(parallel__mesh="pred_heads:3"), "pred_heads"),

@@ -96,6 +96,14 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
     return jax.jit(build, out_shardings=_shardings(spec, loaded, layout))(params)
 
 
+def abstract(spec: ModelSpec, *, heads: int, layout: Layout) -> Weights:
+    """Returns jax.ShapeDtypeStructs of what `unstack` makes, to compile for devices that are not there."""
+    loaded = get_head_kind(spec.config.head_kind).loaded(spec.config.num_heads, heads)
+    shapes = jax.eval_shape(lambda params: unstack(spec, params, heads=heads), spec.shapes)
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes,
+                        _shardings(spec, loaded, layout))
+
+
 def _shardings(spec: ModelSpec, loaded: int, layout: Layout) -> Weights:
     """Returns how each of the weights lies on the mesh: as in training, without the axis that stacked them.
 

@@ -145,16 +145,15 @@ def prepare_environment(topology: Topology, environ: MutableMapping[str, str]) -
       environ: os.environ.
     """
     environ["JAX_PLATFORMS"] = "cpu"
+    # Without these libtpu asks the metadata server which machine this is, and complains of the answer on stderr.
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+                        ("TPU_ACCELERATOR_TYPE", "v5p-8"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
+                        ("TF_CPP_MIN_LOG_LEVEL", "3")):
+        environ.setdefault(name, value)
     if topology.chip is None:
+        environ.pop("TPU_LIBRARY_PATH", None)  # JAX would load it
         flags = [flag for flag in environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
         environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={topology.num_devices}"])
-        return
-    # Without these libtpu asks the metadata server which machine this is, and complains of the answer on stderr.
-    # Its lock keeps two processes from one TPU; none is used here, and several may compile at a time.
-    for name, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_SKIP_MDS_QUERY", "1"),
-                        ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5p-8"),
-                        ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
-        environ.setdefault(name, value)
 
 
 def has_libtpu() -> bool:

@@ -1,5 +1,9 @@
 """Rows that each process reads, however the mesh deals the devices of the processes out."""
 
+import os
+import pathlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -11,11 +15,13 @@ from mtp_jax.parallel import Layout, make_mesh, put_rows, rows_of_processes
 from mtp_jax.parallel.rows import local_part
 
 B, L = 16, 8
+ROOT = pathlib.Path(__file__).parent.parent.parent
+LIBTPU = pathlib.Path(os.environ.get("TPU_LIBRARY_PATH") or pathlib.Path(sys.prefix) / "libtpu/libtpu/libtpu.so")
 
 
-def batch_sharding(mesh, devices=None):
+def batch_sharding(mesh, devices=None, shape=(B, L)):
     """Returns the sharding of a batch on a mesh."""
-    return Layout.create(make_mesh(mesh, devices), ParallelConfig().rules).sharding(("batch", "length"), (B, L))
+    return Layout.create(make_mesh(mesh, devices), ParallelConfig().rules).sharding(("batch", "length"), shape)
 
 
 class Device(NamedTuple):
@@ -90,3 +96,36 @@ def test_put_rows_makes_the_batch_in_any_order_of_devices(mesh):
     made = put_rows(batch, sharding, np.arange(B), (B, L))
     np.testing.assert_array_equal(made, batch)
     assert made.sharding == sharding and made.dtype == np.int32
+
+
+TOPOLOGIES = """
+import os
+from mtp_jax.parallel.topology import parse_topology, prepare_environment, topology_devices
+
+prepare_environment(parse_topology("v5p:4x4x4"), os.environ)
+from mtp_jax.parallel import rows_of_processes
+from tests.parallel.test_rows import assert_every_device_gets_its_rows, batch_sharding
+
+gaps = 0
+for name, meshes in (("v5p:4x4x4", ["fsdp:16,tensor:4", "data:2,fsdp:32", "fsdp:8,sequence:2,tensor:2,pred_heads:2"]),
+                     ("v5e:4x4", ["fsdp:16", "data:2,fsdp:2,tensor:4", "fsdp:8,tensor:2"])):
+    devices = topology_devices(parse_topology(name))
+    for mesh in meshes:
+        shape = (64, 8)
+        sharding = batch_sharding(mesh, devices, shape)
+        rows = rows_of_processes(sharding, shape)
+        assert sorted(rows) == sorted({device.process_index for device in devices})
+        assert_every_device_gets_its_rows(sharding, rows, shape)
+        gaps += any(len(own) < own[-1] - own[0] + 1 for own in rows.values())
+print("meshes on which the rows of a process lie apart:", gaps)
+"""
+
+
+@pytest.mark.skipif(not LIBTPU.exists(), reason="needs the TPU compiler, no TPU; `make test` installs it")
+def test_rows_on_the_processes_of_a_tpu():
+    environment = {**os.environ, "TPU_LIBRARY_PATH": str(LIBTPU), "PYTHONPATH": str(ROOT),
+                   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", TOPOLOGIES], env=environment, capture_output=True, text=True,
+                          timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lie apart: 3" in done.stdout

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from mtp_jax.parallel.distributed import host_name
 from mtp_jax.training import prepare, signals
 from tests.training.small_runs import ROOT, command, environment, small, write_corpus
 
@@ -205,6 +207,20 @@ def test_hosts_with_different_settings_are_named_at_the_start(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_hosts_with_other_code_are_named_at_the_start(corpus, tmp_path):
+    for package in ("mtp_jax", "experiments"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "mtp_jax" / "__init__.py").write_text('__version__ = "0.0.dev1"\n')
+    pair = [flags(corpus, tmp_path / "run", **SHORT)] * 2
+    found, seconds, _ = start_processes(pair, folders=(ROOT, tmp_path))
+    assert seconds < 60
+    for err, status in found:
+        assert status == 1 and "Traceback" not in err, err
+        assert re.search(r"mtp_jax: .+ on process 0 \(.+\); 0.0.dev1 on process 1 \(.+\)", err)
+        assert "hash of mtp_jax's files: " in err and "config." not in err
+
+
+@pytest.mark.slow
 def test_an_error_on_one_host_ends_all(corpus, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "corpus").symlink_to(corpus)
@@ -241,7 +257,6 @@ def test_a_start_that_others_miss_ends_in_time(present, message, corpus, tmp_pat
     found, seconds, address = start_processes([own if number == present else None for number in (0, 1)])
     err, status = found[present]
     assert status == 1 and seconds < 25
-    from mtp_jax.parallel.distributed import host_name
     assert message.format(host=host_name(), address=address) in err and len(err.splitlines()) <= 2
 
 

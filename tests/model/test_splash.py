@@ -9,6 +9,7 @@ from mtp_jax.config import ParallelConfig
 from mtp_jax.model import splash
 from mtp_jax.model.attention import attention
 from mtp_jax.parallel import Layout, make_mesh
+from tests.tpu_compiler import needs_tpu_compiler, run_with_tpu_compiler
 
 B, A, C = 2, 4, 64
 
@@ -38,7 +39,7 @@ def value_and_gradient(kernel, layout, length, kv_heads):
 
 @pytest.mark.parametrize("mesh, length, kv_heads", [
     (None, 256, 2),
-    (None, 128, 4),
+    pytest.param(None, 128, 4, marks=pytest.mark.slow),
     ("data:2,tensor:2,pred_heads:2", 256, 2),
     ("sequence:2,tensor:4", 512, 4),
     pytest.param("data:2,sequence:4", 1024, 1, marks=pytest.mark.slow),
@@ -59,3 +60,54 @@ def test_every_part_of_a_row_has_the_same_work(parts):
     assert sorted(order) == list(range(length))
     assert len({int(np.sum(part + 1)) for part in order.reshape(parts, -1)}) == 1
     assert np.array_equal(splash._order(length, 1), np.arange(length))
+
+
+COMPILE = """
+import jax, jax.numpy as jnp, re
+from mtp_jax.config import ParallelConfig
+from mtp_jax.model.attention import attention
+from mtp_jax.parallel import Layout, make_mesh, use_layout
+
+COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
+
+
+def compiled(mesh, kernel, length):
+    layout = Layout.create(make_mesh(mesh, tpu_devices("v5e:2x2")), ParallelConfig().rules)
+    axes = ("pred_heads", "batch", "length", "heads", None)
+
+    def shape(heads):
+        return jax.ShapeDtypeStruct((2, 4, length, heads, 128), jnp.bfloat16, sharding=layout.sharding(axes))
+
+    def loss(qkv, segments):
+        with use_layout(layout):
+            run = lambda q, k, v: attention(q, k, v, segments, segments, kernel=kernel)
+            return jnp.sum(jax.vmap(run, spmd_axis_name="pred_heads")(*qkv).astype(jnp.float32) ** 2)
+
+    segments = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=layout.sharding(("batch", "length")))
+    # The loss itself is a sum over devices: its value is not asked for.
+    return jax.jit(jax.grad(loss)).lower([shape(4), shape(2), shape(2)], segments).compile()
+
+
+def sent(program):
+    return {(name, shape) for line in program.as_text().splitlines() for name in COLLECTIVES if f" {name}" in line
+            for shape in re.findall(r"bf16\\[([\\d,]*)\\]", line.split(f" {name}")[0])}
+
+
+splash, xla = compiled("data:2,pred_heads:2", "splash", 2048), compiled("data:2,pred_heads:2", "xla", 2048)
+assert not sent(splash) and not sent(xla), (sent(splash), sent(xla))
+assert splash.as_text().count("tpu_custom_call") >= 3 and "tpu_custom_call" not in xla.as_text()
+assert splash.memory_analysis().temp_size_in_bytes < xla.memory_analysis().temp_size_in_bytes / 2
+split = compiled("sequence:2,pred_heads:2", "splash", 2048)
+assert split.as_text().count("tpu_custom_call") >= 3
+# One of the heads abreast: keys and values of whole rows come in, half of a part of queries is swapped.
+names = {name for name, _ in sent(split)}
+sizes = {tuple(int(n) for n in shape.split(",") if n not in ("", "1")) for _, shape in sent(split)}
+assert {"all-gather", "reduce-scatter", "collective-permute"} <= names and "all-to-all" not in names, names
+assert sizes <= {(4, 2, 2048, 128), (4, 2, 1024, 128), (4, 4, 512, 128)}, sizes
+print("compiled")
+"""
+
+
+@needs_tpu_compiler
+def test_compiles_for_a_tpu_and_sends_no_more_than_it_must():
+    assert "compiled" in run_with_tpu_compiler(COMPILE)

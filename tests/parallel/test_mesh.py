@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 
 from mtp_jax.config import ParallelConfig
 from mtp_jax.parallel import AXES, Layout, check_batch, check_length, make_mesh, parse_dcn_mesh, parse_mesh
+from tests.tpu_compiler import needs_tpu_compiler, run_with_tpu_compiler
 
 
 @pytest.mark.parametrize("spec, num_devices, want", [
@@ -163,3 +164,26 @@ def test_every_mistake_about_slices_is_told_with_the_remedy(spec, dcn, sizes, me
 def test_one_slice_may_be_said():
     assert parse_dcn_mesh("data:1", parse_mesh("fsdp:8", 8), 1) == dict.fromkeys(AXES, 1)
     assert make_mesh("fsdp:-1", None, "data:-1").shape["fsdp"] == 8
+
+
+SLICES = """
+import numpy as np
+from mtp_jax.parallel import AXES, make_mesh
+
+for spec, dcn, axis in (("data:-1", "", "data"), ("data:2,fsdp:8", "", "data"), ("data:4,fsdp:2,tensor:2", "", "data"),
+                        ("fsdp:8,tensor:2", "fsdp:2", "fsdp"), ("sequence:4,tensor:4", "sequence:2", "sequence")):
+    mesh = make_mesh(spec, tpu_devices("v5e:2x4", slices=2), dcn)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    first, second = np.split(slices, 2, axis=AXES.index(axis))
+    assert (first == 0).all() and (second == 1).all(), (spec, dcn)
+# In a slice the devices follow the wires: neighbours on the last axis larger than 1 differ by one step.
+coords = np.array([device.coords for device in make_mesh("fsdp:2,tensor:4", tpu_devices("v5e:2x4")).devices.flat])
+steps = np.abs(np.diff(coords.reshape(2, 4, 3), axis=1)).sum(axis=-1)
+assert (steps <= 3).all() and (steps == 1).mean() >= 0.5, coords
+print("ordered")
+"""
+
+
+@needs_tpu_compiler
+def test_slices_of_real_topologies():
+    assert "ordered" in run_with_tpu_compiler(SLICES)

@@ -60,12 +60,7 @@ def main():
         jax.distributed.initialize(task["address"], num_processes=task["processes"], process_id=task["process"])
     if task["interleaved"]:
         interleave_devices()
-    try:
-        status = train(task["corpus"], task["workdir"], task["changes"])
-    except ValueError as error:
-        print(f"refused: {error}")
-        status = 1
-    sys.exit(status)
+    sys.exit(train(task["corpus"], task["workdir"], task["changes"]))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def finish(*arguments, **settings):
 def settings():
     """Returns the changes that all runs here share; schedules do not depend on where a part of the run ends."""
     return {"optimizer__schedule_steps": STEPS, "objective__schedule_steps": STEPS, "train__validate_every": 10,
-            "train__checkpoint_every": 4}
+            "train__checkpoint_every": 4, "logging__tensorboard": False}
 
 
 def ids(workdir):

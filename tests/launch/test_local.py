@@ -64,10 +64,14 @@ def test_the_one_that_died_first_is_named_and_the_others_end_in_time():
     assert "killing process 0, 2." in err
 
 
-def test_what_falls_with_the_first_is_not_named_in_its_place():
-    script = "if me == 1: time.sleep(0.3); os.kill(os.getpid(), 9)\ntime.sleep(0.33); os.abort()"
-    _, _, err, _ = ended(script, grace_seconds=5.0)
-    assert "process 1 (pid" in err and "was killed by SIGKILL" in err and "SIGABRT" not in err
+def test_what_falls_with_the_first_is_not_named_in_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    script = (f"pipe = open({str(tmp_path / 'pipe')!r}, 'w' if me else 'r')\n"
+              "if me == 1: os.kill(os.getpid(), 9)\n"
+              "pipe.read(); os.abort()")  # as soon as the other one's end is closed
+    for _ in range(3):
+        _, _, err, _ = ended(script, grace_seconds=5.0)
+        assert "process 1 (pid" in err and "was killed by SIGKILL" in err and "SIGABRT" not in err
 
 
 @pytest.mark.parametrize("first, restarts, status, starts", [

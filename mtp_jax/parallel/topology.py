@@ -131,9 +131,10 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         sides = {option: list(map(int, option.split("x"))) for option in known}
         usual = [option for option, n in sides.items()
                  if all(side & (side - 1) == 0 for side in n) and (min(n) < 4 or max(n) <= 2 * min(n))]
+        turned = "x".join(sorted(shape.split("x"), key=lambda side: (len(side), side)))
         raise ValueError(f"--topology={name}: {generation} has no topology {shape!r}; it has "
                          f"{', '.join(f'{generation}:{option}' for option in usual)}"
-                         f"{' and other boxes of multiples of 4' if chip.dims == 3 else ''}.{nearest(shape, known)}")
+                         f"{' and other boxes of multiples of 4' if chip.dims == 3 else ''}.{nearest(turned, known)}")
     return Topology(name, chip, tuple(map(int, shape.split("x"))), slices)
 
 
@@ -146,9 +147,10 @@ def prepare_environment(topology: Topology, environ: MutableMapping[str, str]) -
     """
     environ["JAX_PLATFORMS"] = "cpu"
     # Without these libtpu asks the metadata server which machine this is, and complains of the answer on stderr.
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
-                        ("TPU_ACCELERATOR_TYPE", "v5p-8"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
-                        ("TF_CPP_MIN_LOG_LEVEL", "3")):
+    # Its lock keeps two processes from one TPU: none is used here, and several may compile at a time.
+    for name, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_SKIP_MDS_QUERY", "1"),
+                        ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5p-8"),
+                        ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         environ.setdefault(name, value)
     if topology.chip is None:
         environ.pop("TPU_LIBRARY_PATH", None)  # JAX would load it

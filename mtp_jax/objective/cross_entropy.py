@@ -59,10 +59,10 @@ def num_chunks(rows: int, length: int, vocab_size: int, logits_bytes: int) -> in
     return max(1, min(length, math.ceil(rows * length * vocab_size * 4 / logits_bytes)))
 
 
-def parts_of_length() -> int:
-    """Returns how many parts the layout in use splits the positions of a row into."""
+def parts() -> tuple[int, int]:
+    """Returns how many parts the layout in use splits the rows of a batch into, and the positions of a row."""
     layout = current_layout()
-    return 1 if layout is None else layout.size("length")
+    return (1, 1) if layout is None else (layout.size("batch"), layout.size("length"))
 
 
 def mtp_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
@@ -143,7 +143,7 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
     shared = None if replicated else constrain(unembedding.astype(h_NxBxLxD.dtype), "vocab", None)
     carry: dict[str, Any] = {"loss": jnp.zeros((), wide)}
     if static.gradient and not replicated:
-        carry["unembedding"] = jnp.zeros(unembedding.shape, wide)
+        carry["unembedding"] = _no_gradient(unembedding.shape, wide)
 
     def head(carry, inputs):
         matrix = inputs["unembedding"].astype(h_NxBxLxD.dtype) if replicated else shared
@@ -162,6 +162,8 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
         carry = {**carry, "loss": carry["loss"] + loss}
         if "unembedding" in carry:
             carry["unembedding"] = carry["unembedding"] + outputs.pop("unembedding_gradient")
+        elif static.gradient:
+            outputs["unembedding_gradient"] = _added_up(outputs["unembedding_gradient"])
         return carry, outputs
 
     inputs = {"h": h_NxBxLxD, "targets": targets_NxBxL, "mask": mask_NxBxL, "scale": scale_N}
@@ -172,7 +174,7 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
     carry, outputs = fold_heads(head, carry, inputs, dataclasses.replace(
         static.execution, unroll=h_NxBxLxD.shape[0] == static.execution.heads_abreast))
     if static.gradient:
-        gradient = outputs["unembedding_gradient"] if replicated else carry["unembedding"]
+        gradient = outputs["unembedding_gradient"] if replicated else _added_up(carry["unembedding"])
         outputs["unembedding_gradient"] = gradient.astype(unembedding.dtype)
     return carry["loss"], outputs
 
@@ -180,7 +182,7 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
 def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL, scale) -> dict[str, Any]:
     """Runs one head, chunk by chunk; `HeadSums` here holds scalars."""
     B, L, _ = h_BxLxD.shape
-    C, S = static.chunks, parts_of_length()
+    C, S = static.chunks, parts()[1]
     rest = -(L // S) % C
 
     # Chunk c holds positions c, c + C, c + 2 C, ... of each of the S parts that L lies in: every device keeps its own.
@@ -199,7 +201,7 @@ def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL,
     zero = jnp.zeros((), wide)
     totals: dict[str, Any] = {"sums": HeadSums(zero, zero, zero)}
     if static.gradient:
-        totals["unembedding_gradient"] = jnp.zeros(matrix_VxD.shape, wide)
+        totals["unembedding_gradient"] = _no_gradient(matrix_VxD.shape, wide)
 
     def chunk(totals, inputs):
         h, targets, mask = inputs
@@ -239,5 +241,28 @@ def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD
         gradient_BxLxV = (exp_BxLxV * (factor_BxL / total_BxL)[:, :, None]
                           - jnp.where(hit_BxLxV, factor_BxL[:, :, None], 0)).astype(h_BxLxD.dtype)
         outputs["h_gradient"] = project(gradient_BxLxV, matrix_VxD)
-        added["unembedding_gradient"] = outer_sum(gradient_BxLxV, h_BxLxD, preferred_element_type=wide)
+        added["unembedding_gradient"] = _gradient_by_part(gradient_BxLxV, h_BxLxD, wide)
     return added, outputs
+
+
+# The gradient of the unembedding is kept apart for each part of the mesh that has rows or positions of its own, on two
+# axes in front: a device adds up what is its own, and the devices exchange one sum a step rather than one a chunk.
+
+def _no_gradient(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns zeros for each part."""
+    return constrain(jnp.zeros((*parts(), *shape), dtype), "batch", "length", "vocab", None)
+
+
+def _gradient_by_part(gradient_BxLxV: jax.Array, h_BxLxD: jax.Array, wide: Any) -> jax.Array:
+    """Returns the gradient of the unembedding from each part of the mesh, [rows' parts, positions' parts, V, D]."""
+    P, S = parts()
+    if P * S == 1:
+        return outer_sum(gradient_BxLxV, h_BxLxD, preferred_element_type=wide)[None, None]
+    g, h = (x.reshape(P, x.shape[0] // P, S, x.shape[1] // S, x.shape[2]) for x in (gradient_BxLxV, h_BxLxD))
+    return constrain(jnp.einsum("pbslv,pbsld->psvd", g, h, preferred_element_type=wide), "batch", "length", "vocab",
+                     None)
+
+
+def _added_up(gradient: jax.Array) -> jax.Array:
+    """Returns the sum over the parts, [V, D]: the one exchange."""
+    return constrain(jnp.sum(gradient, axis=(0, 1)), "vocab", "embed")

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from mtp_jax.model import Execution
 from mtp_jax.objective import mtp_cross_entropy, mtp_evaluate, num_chunks
 from mtp_jax.parallel import LOGICAL_AXES, Layout, make_mesh, use_layout
+from mtp_jax.planning.hlo import traffic
 from tests.small_model import QUICK, assert_trees_close, equations, largest_array
 
 ROLLED = Execution(unroll=False)
@@ -272,6 +273,25 @@ def test_split_over_devices_equals_whole(mesh, length, execution, x64):
     assert "all-reduce" in text
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in text, collective
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_devices_exchange_the_gradient_of_the_unembedding_once(replicated):
+    """Not once a chunk of a head: of two heads in four chunks each that would be eight times."""
+    case = make_case(N=2, B=4, L=16, D=8, V=64, replicated=replicated, dtype="float32")
+    rules = {name: None for name in LOGICAL_AXES} | {"batch": "fsdp", "embed": "fsdp"}
+    layout = Layout.create(make_mesh("fsdp:4", jax.devices()[:4]), list(rules.items()))
+    rows, matrix = (None, "batch", "length"), (*(None,) * replicated, "vocab", "embed")
+    arrays = [jax.device_put(x, layout.sharding(names, x.shape)) for x, names in zip(
+        case.arrays, ((*rows, None), matrix, rows, rows, (None,)))]
+    function = jax.jit(jax.grad(functools.partial(mtp_cross_entropy, vocab_size=64, chunks=4, execution=ROLLED), 1,
+                                has_aux=True))
+    with use_layout(layout):
+        text = function.lower(*arrays).compile().as_text()
+    sent = traffic(text, 4).by_kind()
+    reduced = sum(sent.get(kind, {"bytes": 0})["bytes"] for kind in ("all-reduce", "reduce-scatter"))
+    size = arrays[1].size * 4
+    assert size <= reduced < 1.1 * size + 1000
 
 
 @pytest.mark.parametrize("arguments, want", [

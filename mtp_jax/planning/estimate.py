@@ -6,9 +6,13 @@ heads. T is the tokens of one microbatch on one device.
     state        parameters and both moments as the rules split them, exactly; the batch
     gradients    one array like the parameters that train, in fp32; a second one that adds up microbatches
     activations  what each layer keeps for the backward pass, T tokens of it
-    heads        states of all heads and their gradients, 2 N T D, which tensor does not split
-    working      one layer's inside, forward and backward; two layers' gathered weights; blocks of logits and the
-                 unembedding with its gradient
+    loss         states of all heads and their gradients, 2 N T D, which tensor does not split; a block of logits; the
+                 unembedding gathered, and its gradient
+    working      of the backward pass: one layer's inside; where tensor splits states, whole ones before and after they
+                 are; two layers' gathered weights
+
+The peak is state and activations with the larger of the two that come one after the other: loss, or gradients and
+working.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ from mtp_jax.training import flops
 from mtp_jax.training.state import flatten_params, trainable_paths
 
 # Checked against compiled programs; see docs/plan.md.
-KEPT_BY_NONE = 1.6  # of a layer's inside, what is kept without remat: norms and rotation keep fp32 beside bfloat16
-WORKING = 2.0  # of a layer's inside, what is in use while its backward pass runs
+KEPT_BY_NONE = 1.65  # of a layer's inside, what is kept without remat: norms and rotation keep fp32 beside bfloat16
+WORKING = 1.0  # of a layer's inside, what is in use while its backward pass runs
+WHOLE_STATES = 5.0  # T D that tensor does not split, in use while the backward pass of a layer runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +80,12 @@ class Memory:
     state: float
     gradients: float
     activations: float
-    heads: float
+    loss: float
     working: float
 
     @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        return self.state + self.activations + max(self.loss, self.gradients + self.working)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +169,11 @@ class Estimator:
         matrix = model.padded_vocab_size / self.parts("vocab", sizes) * model.d_model
         logits = min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size / self.parts("vocab", sizes))
         gathered = 2 * self._layer_parameters(sizes) * width if self.parts("embed", sizes) > 1 else 0
-        working = WORKING * inside * tokens * width + gathered + 3 * logits + matrix * (wide + width)
+        whole = WHOLE_STATES * model.d_model if residual < model.d_model else 0
         return Memory(there * kept + 2 * trained * wide + batch, trained * wide * (2 if choice.microbatches > 1 else 1),
                       each * layers * tokens * width,
-                      2 * model.num_heads / split_heads * tokens * model.d_model * width, working)
+                      2 * model.num_heads / split_heads * tokens * model.d_model * width + logits
+                      + matrix * (wide + width), (WORKING * inside + whole) * tokens * width + gathered)
 
     def largest_rows(self, choice: Choice, limit: float) -> int:
         """Returns the most rows of a microbatch on a device that stay below `limit` bytes."""
@@ -175,15 +181,24 @@ class Estimator:
         return max(0, int((limit - empty) / (one - empty)))
 
     def bounds(self, choice: Choice) -> Roofline:
-        """Returns what bounds a step; collectives as `wire_bytes` has them."""
+        """Returns what bounds a step; collectives as `wire_bytes` has them.
+
+        Memory: the state is read and written, weights are read for every pass over a microbatch, and what a layer
+        computes inside goes through memory, whether it is kept or computed again.
+        """
         chip = self.topology.chip
         if chip is None:
             raise ValueError("fake devices have no rates.")
         wires = self.wire_bytes(choice)
         slices = parse_dcn_mesh(self.config.parallel.dcn_mesh, choice.sizes, self.topology.slices)
         crossing = sum(sent for axis, sent in wires.items() if slices[axis] > 1)
-        memory = self.memory(choice)
-        moved = 2 * (memory.total - memory.state) + 2 * memory.state
+        model, sizes = self.config.model, choice.sizes
+        width, passes = jnp.dtype(model.dtype).itemsize, 3 if choice.remat == "full" else 2
+        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers_per_head * model.num_heads
+        tokens = (self.config.data.batch_size / self.parts("batch", sizes) * self.config.data.seq_len
+                  / self.parts("length", sizes))
+        moved = 2 * self.memory(choice).state + passes * width * layers * (
+            2 * self._layer(sizes)[0] * tokens + choice.microbatches * self._layer_parameters(sizes))
         return Roofline(self.executed_flops(choice) / (chip.tflops * 1e12), moved / (chip.hbm_gbps * 1e9),
                         (sum(wires.values()) - crossing) / ring_bandwidth(self.topology),
                         crossing / host_dcn(self.topology))

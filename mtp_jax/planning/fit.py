@@ -61,8 +61,12 @@ class Tried:
 
     @property
     def likely(self) -> float:
-        """Seconds of a step by the compiled program, to choose by."""
-        return Roofline(**self.report["seconds_by_bound"]).likely if self.report and self.fits else math.inf
+        """Seconds of a step to choose by: of the compiled program, but for what it moves through memory, which the
+        compiler does not tell."""
+        if self.report is None or not self.fits:
+            return math.inf
+        return dataclasses.replace(Roofline(**self.report["seconds_by_bound"]),
+                                   memory=self.candidate.bounds.memory).likely
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,7 +161,8 @@ class Estimator:
         tokens = rows * self.config.data.seq_len / self.parts("length", sizes)
         batch = 3 * 4 * rows * choice.microbatches * self.config.data.seq_len / self.parts("length", sizes)
         inside, residual, products = self._layer(sizes)
-        each = {"full": residual, "dots": residual + products, "none": KEPT_BY_NONE * inside}[choice.remat]
+        unsplit = 2 * (model.d_model - residual)  # in use whole, kept split
+        each = {"full": residual, "dots": residual + products, "none": KEPT_BY_NONE * (inside - unsplit)}[choice.remat]
         kind, split_heads = get_head_kind(model.head_kind), self.parts("pred_heads", sizes)
         # Heads side by side read the same state; those that stack keep one each.
         deep = kind.layers_per_head * model.num_heads / split_heads

@@ -166,7 +166,7 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
         connections: dict[int, socket.socket] = {}
         error: Exception | None = None
         try:
-            while len(members) < num_processes:
+            while len(members) < num_processes or _forget_those_who_left(members, connections):
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(_PATIENCE)
@@ -177,10 +177,9 @@ def _receive(port: int, address: str, num_processes: int, member: Member, second
                     connection.sendall(_GREETING)
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # another program, or one that left at once
-                if other.process in connections and _has_left(connections[other.process]):
-                    del members[other.process]  # and comes again
+                _forget_those_who_left(members, connections)  # it may be one of them that comes again
                 refused = _refusal(other, said["processes"], num_processes, members)
-                connections[-len(connections) if refused else other.process] = connection
+                connections[-1 if refused else other.process] = connection
                 if refused:
                     raise ValueError(refused)
                 members[other.process] = other
@@ -214,6 +213,14 @@ def _refusal(other: Member, theirs: int, ours: int, members: Mapping[int, Member
     if other.process in members:
         return (f"{members[other.process]} and {other} have the same number: give each its own, from 0 to {ours - 1}.")
     return ""
+
+
+def _forget_those_who_left(members: dict[int, Member], connections: dict[int, socket.socket]) -> bool:
+    """Takes processes that have hung up, as when their host went down, out of both; returns whether there were any."""
+    left = [number for number, connection in connections.items() if _has_left(connection)]
+    for number in left:
+        del members[number], connections[number]
+    return bool(left)
 
 
 def _has_left(connection: socket.socket) -> bool:

@@ -20,6 +20,8 @@ _BITS = re.compile(r"(?:[a-z]+?)(\d+)")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+# The TPU compiler hands what crosses slices to the host's network: as a send with the kind and the slices beside it.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)")
 
 
@@ -101,6 +103,8 @@ def traffic(text: str, num_devices: int, slice_of: Callable[[int], int] = lambda
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 found.append(_collective(instruction, here, times, num_devices, slice_of, scattered))
+            elif instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes):
+                found.append(_between_slices(instruction, here, times))
             elif instruction.opcode == "while":
                 body = _attribute(instruction, "body")
                 trips = _trip_count(instruction, here, computations)
@@ -258,10 +262,28 @@ def _collective(instruction: Instruction, here: dict[str, Instruction], times: i
     size = max(map(len, groups))
     if kind == "all-reduce" and scattered:
         kind = "reduce-scatter"
+    crosses = any(len({slice_of(device) for device in group}) > 1 for group in groups)
+    return _counted(kind, sent, size, times, crosses)
+
+
+def _between_slices(instruction: Instruction, here: dict[str, Instruction], times: int) -> Collective:
+    """Returns what a send to other slices does in `times` runs; the group is the slices."""
+    transfer = _BETWEEN_SLICES.search(instruction.attributes)
+    kind = transfer[1].lower().replace("_", "-") if transfer else ""
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.attributes)
+    size = 2
+    if target:
+        ends = [[int(end) for end in part.split(":")] for part in target[1].split(",")]
+        size = max(2, sum(end[-1] - end[0] + 1 for end in ends))
+    sent = sum(type_bytes(here[name].type) for name in instruction.operands[:1] if name in here)
+    return _counted(kind if kind in COLLECTIVES else "collective-permute", sent, size, times, True)
+
+
+def _counted(kind: str, sent: int, size: int, times: int, crosses: bool) -> Collective:
+    """Returns a collective in a ring of `size` devices, each of which puts `sent` bytes in."""
     whole = sent * size if kind == "all-gather" else sent
     share = {"collective-permute": 1.0, "collective-broadcast": 1.0, "all-reduce": 2 * (size - 1) / size}.get(
         kind, (size - 1) / size)
-    crosses = any(len({slice_of(device) for device in group}) > 1 for group in groups)
     return Collective(kind, times, whole * times, whole * share * times, size, crosses)
 
 

@@ -111,6 +111,29 @@ def test_slices_are_told_apart():
     assert {one.kind for one in found.collectives if not one.crosses} == set()
 
 
+BETWEEN_SLICES = """
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8,4]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, """ \
+    """frontend_attributes={_xla_megascale_target="{SLICES}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %recv = (f32[8,4]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, """ \
+    """frontend_attributes={_xla_megascale_target="{SLICES}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  ROOT %y = f32[8,4]{1,0} get-tuple-element(%recv), index=0
+}
+"""
+
+
+@pytest.mark.parametrize("kind, slices, name, size, sent", [
+    ("ALL_REDUCE", "1,2", "all-reduce", ARRAY, ARRAY), ("ALL_REDUCE", "0:3", "all-reduce", ARRAY, ARRAY * 3 // 2),
+    ("ALL_GATHER", "1,2", "all-gather", 2 * ARRAY, ARRAY), ("REDUCE_SCATTER", "1:2,5:6", "reduce-scatter", ARRAY, 96),
+    ("ONE_TO_ONE", "1,2", "collective-permute", ARRAY, ARRAY)])
+def test_what_is_sent_to_other_slices(kind, slices, name, size, sent):
+    found = traffic(BETWEEN_SLICES.replace("KIND", kind).replace("SLICES", slices), 16)
+    assert found.by_kind() == {name: {"count": 1, "bytes": size, "wire_bytes": sent}}
+    assert found.wire_bytes(crossing=True) == sent and found.wire_bytes(crossing=False) == 0
+
+
 def test_a_text_that_is_no_program():
     with pytest.raises(ValueError, match="no entry computation"):
         parse("HloModule nothing")

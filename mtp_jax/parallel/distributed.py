@@ -29,6 +29,10 @@ class ProcessLost(Exception):
     """Another process of the run is gone, or cannot be reached."""
 
 
+class OutOfMemory(Exception):
+    """A device has too little memory for the run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """A process's place in a run of several.
@@ -202,17 +206,22 @@ def gather(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def noticing_loss() -> Iterator[None]:
-    """Turns the runtime's error of a run of several processes into `ProcessLost`."""
+    """Turns the runtime's error of a run of several processes into `ProcessLost`, and want of memory into its own."""
     import jax
 
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not _several():
+        text = str(error)
+        first = text.splitlines()[0][:300] if text else "no reason is given"
+        if "RESOURCE_EXHAUSTED" in text:
+            raise OutOfMemory(f"A device ran out of memory ({first}): lower data.batch_size, raise "
+                              "compute.microbatches, set compute.remat='full', or spread the state over more devices "
+                              "by parallel.mesh. `python -m mtp_jax.plan` tells before what fits.") from error
+        if not _several() or text.startswith(("INVALID_ARGUMENT", "UNIMPLEMENTED")):  # of a program, not of a process
             raise
         raise ProcessLost("The devices of this run stopped working together, as they do when another process is gone: "
-                          f"{str(error).splitlines()[0][:300]}\nStart all processes again: the run goes on from its "
-                          "last checkpoint.") from error
+                          f"{first}\nStart all processes again: the run goes on from its last checkpoint.") from error
 
 
 def leave(status: int) -> NoReturn | int:

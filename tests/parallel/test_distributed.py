@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 
+import jax
 import pytest
 from jax._src import cloud_tpu_init
 from jax._src.clusters import cloud_tpu_cluster, cluster
@@ -139,3 +140,18 @@ def test_facts_tell_the_code_the_versions_and_the_folder(tmp_path, monkeypatch):
     (package / "data" / "x.py").write_text("a = 2\n")
     changed = distributed.facts_of(configs.Config(), "x")
     assert {name for name in first if first[name] != changed[name]} == {"hash of mtp_jax's files"}
+
+
+@pytest.mark.parametrize("text, several, kind, message", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 17.20G of 15.75G\nmore", True, distributed.OutOfMemory,
+     "(RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 17.20G of 15.75G): lower data.batch_size"),
+    ("RESOURCE_EXHAUSTED: Out of memory", False, distributed.OutOfMemory, "compute.remat='full'"),
+    ("UNKNOWN: Gloo AllReduce failed: Connection closed by peer", True, distributed.ProcessLost,
+     "another process is gone: UNKNOWN: Gloo"),
+    ("UNKNOWN: something", False, jax.errors.JaxRuntimeError, "UNKNOWN: something"),
+    ("INVALID_ARGUMENT: Mosaic failed", True, jax.errors.JaxRuntimeError, "Mosaic failed")])
+def test_the_runtime_s_errors_are_told_apart(text, several, kind, message, monkeypatch):
+    monkeypatch.setattr(distributed, "_several", lambda: several)
+    with pytest.raises(kind) as caught, distributed.noticing_loss():
+        raise jax.errors.JaxRuntimeError(text)
+    assert caught.type is kind and message in str(caught.value)

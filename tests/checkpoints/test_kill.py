@@ -31,10 +31,11 @@ def _first_step(process):
     return int(line.split()[1])
 
 
-def test_ten_kills_at_random_moments(tmp_path):
+@pytest.mark.parametrize("kills", [5, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments(kills, tmp_path):
     directory, rng = tmp_path / "checkpoints", random.Random(0)
     done, progress, halves = 0, 0, 0
-    for _ in range(10):
+    for _ in range(kills):
         process = _start(directory, 10**6)
         start = _first_step(process)
         assert start >= done, "a finished checkpoint was lost"
@@ -46,7 +47,7 @@ def test_ten_kills_at_random_moments(tmp_path):
         done = max([start] + [int(line.split()[1]) for line in output.splitlines() if line.startswith("saved ")])
         progress += done > start
         halves += any(directory.glob("*.orbax-checkpoint-tmp"))
-    assert progress >= 5 and halves >= 5, (progress, halves)  # the kills came while it saved, not before
+    assert progress >= kills // 2 and halves >= kills // 2, (progress, halves)  # the kills came while it saved, not before
     process = _start(directory, done + 3)
     assert _first_step(process) >= done
     assert process.wait(60) == 0

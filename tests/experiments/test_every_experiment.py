@@ -68,7 +68,7 @@ CASES = {
     "code_bytes_8": Case(SHAPE | {"model.num_layers": 9, "model.num_heads": 8}),
     "finetune": Case({}, source_run),
     "paper": Case({"size": "1m", "model.d_model": 64}, files, slow=False),
-    "stories": Case({"model.d_model": 32}, stories, slow=False),
+    "stories": Case({"model.d_model": 32}, stories),
 }
 
 

@@ -22,6 +22,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 # The TPU compiler hands what crosses slices to the host's network: as a send with the kind and the slices beside it.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# The TPU compiler hides a collective behind computations by fusing a piece of it with each: it stands in all of them.
+_CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="')
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)")
 
 
@@ -97,11 +99,16 @@ def traffic(text: str, num_devices: int, slice_of: Callable[[int], int] = lambda
     found: list[Collective] = []
     unknown: list[str] = []
 
-    def visit(name: str, times: int, scattered: bool) -> None:
+    def visit(name: str, times: int, scattered: bool, chains: set[str]) -> None:
         here = {instruction.name: instruction for instruction in computations[name]}
         for instruction in computations[name]:
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
+                chain = _CHAIN.search(instruction.attributes)
+                if chain and chain[1] in chains:
+                    continue
+                if chain:
+                    chains.add(chain[1])
                 found.append(_collective(instruction, here, times, num_devices, slice_of, scattered))
             elif instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes):
                 found.append(_between_slices(instruction, here, times))
@@ -110,19 +117,19 @@ def traffic(text: str, num_devices: int, slice_of: Callable[[int], int] = lambda
                 trips = _trip_count(instruction, here, computations)
                 if trips is None:
                     unknown.append(instruction.name)
-                visit(body, times * (1 if trips is None else trips), False)
+                visit(body, times * (1 if trips is None else trips), False, set())
             elif instruction.opcode == "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
                 names = ([part.strip().lstrip("%") for part in branches[1].split(",")] if branches
                          else _CALLED.findall(instruction.attributes))
-                visit(max(names, key=lambda branch: _weight(branch, computations)), times, False)
+                visit(max(names, key=lambda branch: _weight(branch, computations)), times, False, set())
             elif instruction.opcode in ("fusion", "call", "async-start", "custom-call"):
                 for called in _CALLED.findall(instruction.attributes):
                     if called in computations:
                         # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
-                        visit(called, times, "all-reduce-scatter" in called)
+                        visit(called, times, "all-reduce-scatter" in called, chains)
 
-    visit(entry, 1, False)
+    visit(entry, 1, False, set())
     return Traffic(tuple(found), tuple(unknown))
 
 

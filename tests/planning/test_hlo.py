@@ -98,6 +98,32 @@ def test_recorded_program():
         "collective-permute": {"count": 1, "bytes": ARRAY // 2, "wire_bytes": ARRAY // 2}}
 
 
+CHAIN = """HloModule jit_f, is_scheduled=true
+
+%piece.1 (p.1: f32[8,4]) -> f32[32,4] {
+  %p.1 = f32[8,4]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[32,4]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}, EXTRA
+}
+
+%piece.2 (p.2: f32[8,4]) -> f32[32,4] {
+  %p.2 = f32[8,4]{1,0} parameter(0)
+  ROOT %all-gather.2 = f32[32,4]{1,0} all-gather(%p.2), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}, EXTRA
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[32,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %fusion.1 = f32[32,4]{1,0} fusion(%x), kind=kCustom, calls=%piece.1
+  ROOT %fusion.2 = f32[32,4]{1,0} fusion(%x), kind=kCustom, calls=%piece.2
+}
+"""
+
+
+@pytest.mark.parametrize("extra, count", [('frontend_attributes={chain_id="3"}', 1), ("metadata={}", 2)])
+def test_a_collective_that_is_fused_with_several_computations_counts_once(extra, count):
+    assert traffic(CHAIN.replace("EXTRA", extra), 8).by_kind() == {
+        "all-gather": {"count": count, "bytes": count * 512, "wire_bytes": count * 384}}
+
+
 def test_a_loop_without_a_trip_count_is_named_and_counts_once():
     found = traffic(PROGRAM.replace('"known_trip_count":{"n":"7"}', ""), 8)
     assert found.unknown_loops == ("while.2",)

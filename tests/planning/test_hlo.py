@@ -124,6 +124,28 @@ def test_a_collective_that_is_fused_with_several_computations_counts_once(extra,
         "all-gather": {"count": count, "bytes": count * 512, "wire_bytes": count * 384}}
 
 
+BESIDE = """HloModule jit_f, is_scheduled=true
+
+%called_computation.1 (p.1: f32[8,4]) -> f32[8,4] {
+  %p.1 = f32[8,4]{1,0} parameter(0)
+  ROOT %all-reduce.1 = f32[8,4]{1,0} all-reduce(%p.1), replica_groups=mesh['axis_0'=8] {'axis_0'}, to_apply=%sum
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %start = ((f32[8,4]{1,0}), f32[8,4]{1,0}) OPCODE(%x), async_execution_thread="sparsecore", HOW=%called_computation.1
+  ROOT %done = f32[8,4]{1,0} OPCODE(%start)
+}
+"""
+
+
+@pytest.mark.parametrize("opcode, how", [("call-start", "to_apply"), ("async-start", "calls")])
+def test_a_collective_that_runs_beside_others_counts(opcode, how):
+    """On TPU7x all large collectives are calls that the SparseCores run."""
+    assert traffic(BESIDE.replace("OPCODE", opcode).replace("HOW", how), 8).by_kind() == {
+        "all-reduce": {"count": 1, "bytes": ARRAY, "wire_bytes": ARRAY * 7 // 4}}
+
+
 def test_a_loop_without_a_trip_count_is_named_and_counts_once():
     found = traffic(PROGRAM.replace('"known_trip_count":{"n":"7"}', ""), 8)
     assert found.unknown_loops == ("while.2",)

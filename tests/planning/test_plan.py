@@ -190,7 +190,10 @@ def test_the_command_with_the_tpu_compiler():
 def test_every_generation(topology):
     done = run(*SMALL, f"--topology={topology}", "--config.data.batch_size=8", "--config.parallel.mesh=fsdp:-1",
                tpu=True)
-    assert done.returncode == 0 and strictly(done.stdout)["fits"] is True, done.stderr
+    report = strictly(done.stdout)
+    assert done.returncode == 0 and report["fits"] is True, done.stderr
+    summed = sum(report["collectives"].get(kind, {"bytes": 0})["bytes"] for kind in ("all-reduce", "reduce-scatter"))
+    assert summed >= 4 * report["params"], "the gradient is sent, wherever this compiler hides it"
 
 
 @pytest.mark.slow

@@ -34,8 +34,9 @@ def main(get_config: Callable[..., Any]) -> NoReturn:
             host_memory.keep_freed_memory()
         try:
             config = from_config_dict(experiment.config.value)
+            facts = {**distributed.facts_of(config, workdir.value), "--dry_run": str(dry_run.value)}
             distributed.start(config.parallel, coordinator_address=address.value, num_processes=number.value,
-                              process_id=process.value, facts=distributed.facts_of(config, workdir.value))
+                              process_id=process.value, facts=facts)
             from mtp_jax.analysis import report
             from mtp_jax.checkpoints import CheckpointError
             from mtp_jax.training import loop, prepare, signals

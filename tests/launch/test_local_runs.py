@@ -207,6 +207,15 @@ def test_hosts_with_different_settings_are_named_at_the_start(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_one_host_alone_cannot_try_a_dry_run(corpus, tmp_path):
+    own = flags(corpus, tmp_path / "run", **SHORT)
+    found, seconds, _ = start_processes([[*own, "--dry_run"], own])
+    assert seconds < 60  # they would wait for each other for ever
+    for err, status in found:
+        assert status == 1 and re.search(r"--dry_run: True on process 0 \(.+\); False on process 1 \(.+\)", err), err
+
+
+@pytest.mark.slow
 def test_hosts_with_other_code_are_named_at_the_start(corpus, tmp_path):
     for package in ("mtp_jax", "experiments"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import sys
 import typing
@@ -106,7 +107,7 @@ def main(engine: Engine, argv: Sequence[str]) -> int:
                 raise ValueError(f"action={action} needs --name, or the --workdir that the name was made of.")
             todo = {**engine.free, **engine.ending}[action](name, options)
             what = f"{action} of {name}"
-    except (ValueError, flags.Error) as error:
+    except (ValueError, OSError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return calls_lib.perform(todo, yes=values.yes or action in engine.free, dry_run=values.dry_run, what=what)
@@ -118,8 +119,31 @@ def _job(values: flags.FlagValues, settings: tuple[str, ...]) -> Job:
         if not values[name].value:
             raise ValueError(f"--{name} is needed, such as "
                              f"{'--experiment=paper' if name == 'experiment' else '--workdir=gs://BUCKET/paper_7b'}.")
-    name = values.name or job_lib.name_from(_last(values.workdir))
-    return Job(name, job_lib.experiment_module(values.experiment), values.workdir, settings)
+    name, module = values.name or job_lib.name_from(_last(values.workdir)), job_lib.experiment_module(values.experiment)
+    check_settings(module, settings)
+    return Job(name, module, values.workdir, settings)
+
+
+def check_settings(module: str, settings: Sequence[str]) -> None:
+    """Raises ValueError where an experiment does not take these settings, before a machine is paid for.
+
+    Where mtp_jax, or what it needs to read a config, is not installed, a line on stderr says that nothing was checked.
+
+    Args:
+      module: of the experiment.
+      settings: arguments "--config.PATH=VALUE".
+    """
+    try:
+        import ml_collections  # noqa: F401  (what read_config imports first)
+
+        from mtp_jax import commands  # only here: a launcher runs where there may be no mtp_jax
+    except ModuleNotFoundError as error:
+        print(f"launch: the settings were not checked, for mtp_jax cannot be imported here: {error}.", file=sys.stderr)
+        return
+    get_config = getattr(importlib.import_module(module), "get_config", None)
+    if get_config is None:
+        raise ValueError(f"experiment={module!r}: the module has no get_config().")
+    commands.read_config(get_config, settings).validate()
 
 
 def _last(path: str) -> str:

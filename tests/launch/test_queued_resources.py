@@ -68,11 +68,26 @@ def test_options_that_cannot_be_used(change, told):
     (["--acelerator=v5p-8"], "Did you mean: accelerator"), (["--slices=two"], "slices"), (["more"], "unexpected"),
     (["--experiment=paper", "--workdir=runs/x", *RUN[2:], "--accelerator=v5p-8"], "workdir='runs/x' is not"),
     (["--config.x", "1"], "unexpected arguments 1"), (["--action=logs"], "needs --name"),
-    (["--action=status", "--name=a"], "--zone is needed")])
+    (["--action=status", "--name=a"], "--zone is needed"),
+    ([*RUN, "--accelerator=v5p-8", "--config.size=7bb"], 'Did you mean "7b"?'),
+    ([*RUN, "--accelerator=v5p-8", "--config.model.num_hea=2"], 'Did you mean "num_heads"'),
+    ([*RUN, "--accelerator=v5p-8", "--config.model.num_heads=0"], "model.num_heads=0 must be at least 1"),
+    (["--experiment=launch.job", *RUN[1:], "--accelerator=v5p-8"], "has no get_config()")])
 def test_errors_are_one_line(arguments, told, capsys):
     assert command.main(ENGINE, ["launch", *arguments]) == 1
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and told in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing, checked", [("mtp_jax", False), ("ml_collections", False), ("jax", True)])
+def test_settings_are_checked_where_mtp_jax_is_installed_and_without_jax(missing, checked, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)  # an import of it fails
+    status = command.main(ENGINE, ["launch", *RUN, "--accelerator=v5p-8", "--dry_run", "--config.size=7bb"])
+    out, err = capsys.readouterr()
+    assert (status, "Did you mean" in err, out.startswith("gcloud ")) == (int(checked), checked, not checked)
+    assert ("launch: the settings were not checked" in err) is not checked
 
 
 @pytest.mark.parametrize("engine", ["queued_resources", "gke", "slurm"])

@@ -15,19 +15,36 @@ PLOT_FILE = "plots/loss.png"
 SMOOTH_POINTS = 25  # a longer training curve is averaged down to about this many points
 
 
+class DamagedError(ValueError):
+    """A line of metrics.jsonl cannot be read."""
+
+
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the lines of a workdir's metrics.jsonl; a last line that is still being written is left out.
 
     Raises:
       ValueError: there is no such file, or it holds no line yet.
+      DamagedError: a line cannot be read.
     """
     path = epath.Path(workdir) / METRICS_FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: is workdir={str(workdir)!r} the folder of a run?")
-    records = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    if not records:
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    if not lines:
         raise ValueError(f"{path} holds no line yet: plot the run after its first logged step.")
-    return records
+    return [_record(line, number, path) for number, line in enumerate(lines, 1)]
+
+
+def _record(line: str, number: int, path: epath.Path) -> dict[str, Any]:
+    """Returns what a line of a metrics.jsonl holds."""
+    try:
+        record = json.loads(line)
+        if not {"step", "split"} <= record.keys():
+            raise ValueError("no step or no split")
+    except (ValueError, AttributeError) as error:  # AttributeError: JSON, but not an object
+        raise DamagedError(f"{path} is damaged in line {number} ({error}): delete the line, or start the run again, "
+                           "which removes it.") from error
+    return record
 
 
 def in_bytes(workdir: epath.PathLike) -> bool:

@@ -122,7 +122,7 @@ class Board:
 
 
 def last_record(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """Returns the last whole train line of a run's metrics.jsonl; None without one."""
+    """Returns the last train line of a run's metrics.jsonl that is whole; None without one."""
     path = epath.Path(workdir) / METRICS_FILE
     if not path.exists():
         return None
@@ -132,8 +132,12 @@ def last_record(workdir: epath.PathLike) -> dict[str, Any] | None:
         file.seek(start)
         lines = file.read().splitlines(keepends=True)[1 if start else 0:]
     for line in reversed(lines):
-        if line.endswith(b"\n") and (record := json.loads(line))["split"] == "train":
-            return record
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else {}
+            if record.get("split") == "train":
+                return record
+        except (ValueError, AttributeError):  # a damaged line, which the run that starts removes
+            continue
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from mtp_jax.analysis.grid import Axis, combinations
-from mtp_jax.analysis.loss_plot import read_metrics
+from mtp_jax.analysis.loss_plot import DamagedError, read_metrics
 from mtp_jax.checkpoints.reading import finished_steps
 from mtp_jax.config import Config, differences, flatten, from_dict, to_dict, with_defaults
 from mtp_jax.model import ModelSpec
@@ -57,12 +57,14 @@ class Standing:
       records: lines of metrics.jsonl.
       config: what config.json holds; None without one.
       done: the last step is saved and its numbers are written.
+      problem: what is wrong with metrics.jsonl, which then counts as empty, and the remedy; else "".
     """
 
     step: int
     records: Sequence[Mapping[str, Any]]
     config: Mapping[str, Any] | None
     done: bool
+    problem: str = ""
 
 
 def make_cells(axes: Sequence[Axis], *, settings: Sequence[str], workdir: str, resolve: Resolve) -> list[Cell]:
@@ -130,13 +132,15 @@ def standing(cell: Cell) -> Standing:
     folder = epath.Path(cell.workdir)
     stored = workdirs.read_config(folder)
     steps = finished_steps(folder / workdirs.CHECKPOINTS)
+    records: Sequence[Mapping[str, Any]] = ()
+    problem = ""
     try:
         records = read_metrics(folder)
-    except ValueError:  # none yet
-        records = []
+    except ValueError as error:  # there is none yet, or it is damaged
+        problem = str(error) if isinstance(error, DamagedError) else ""
     step = max(steps, default=0)
     written = max((record["step"] for record in records), default=0)
-    return Standing(step, records, stored, stored is not None and min(step, written) >= cell.num_steps)
+    return Standing(step, records, stored, stored is not None and min(step, written) >= cell.num_steps, problem)
 
 
 def num_params(stored: Mapping[str, Any]) -> int:

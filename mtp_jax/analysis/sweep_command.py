@@ -113,11 +113,15 @@ def run(request: Request, *, settings: Sequence[str], resolve: Callable[[Sequenc
     check_reachable("--workdir", request.workdir)
     sweep_cells.check_workdirs(cells)
     record = sweep_record.SweepRecord(request.workdir)
-    done = [cell.name for cell in cells if sweep_cells.standing(cell).done]
+    now = {cell.name: sweep_cells.standing(cell) for cell in cells}
+    done = [name for name, found in now.items() if found.done]
     away = [cell for cell in cells if cell.name not in done and not request.resubmit
             and record[cell.name].status == sweep_engines.SUBMITTED]
     todo = [] if request.collect else [cell for cell in cells if cell.name not in done and cell not in away]
     _say(f"{len(cells)} cells: {len(done)} done, {len(away)} handed over before, {len(todo)} to start.")
+    for name, found in now.items():
+        if found.problem:
+            _say(f"{name}: {found.problem}")
     for cell in away:
         _say(f"{cell.name} is left to {record[cell.name].engine} (job {record[cell.name].job}); --resubmit starts it "
              "again.")

@@ -61,7 +61,8 @@ def _row(cell: Cell, now: Standing, record: SweepRecord) -> dict[str, Any]:
     speeds = _median(train, "tokens_per_second")
     known = record[cell.name]
     row: dict[str, Any] = {"cell": cell.name, **swept_values(cell)}
-    row |= {"status": "done" if now.done else known.status or ("unfinished" if now.step else "waiting"),
+    status = "failed" if now.problem else known.status or ("unfinished" if now.step else "waiting")
+    row |= {"status": "done" if now.done else status,
             "step": now.step, "num_steps": cell.num_steps,
             "params": num_params(now.config) if now.config is not None else None,
             "train_loss": train[-1]["loss"] if train else None, "validation_loss": tested.get("loss")}

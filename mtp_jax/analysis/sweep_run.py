@@ -152,7 +152,7 @@ class LocalRunner:
         known.seconds += time.monotonic() - run.started
         told = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         if code == DONE and not now.done:
-            told += f" at step {now.step} of {cell.num_steps}"
+            told += f" at step {now.step} of {cell.num_steps}" + (f"; {now.problem}" if now.problem else "")
         _close_log(cell, run.log, f"({told})")
         again = False
         if code == DONE and now.done:

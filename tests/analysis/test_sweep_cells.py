@@ -102,6 +102,22 @@ def test_done_is_what_the_folder_holds(write, step, done, tmp_path):
     check_workdirs([cell])
 
 
+@pytest.mark.parametrize("line, why", [(b'{"step": 5, "spl', "Unterminated"), (b"7", "has no attribute"),
+                                       (b"{}", "no step"), (b"\xff\0", "Expecting value")])
+def test_a_damaged_file_of_metrics_is_told_with_the_remedy(line, why, tmp_path):
+    (cell,) = cells_of("config.model.num_heads=2", workdir=tmp_path)
+    write_cell(cell, step=1000)
+    path = pathlib.Path(cell.workdir) / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(line + b"\n" + whole)
+    now = standing(cell)
+    assert not now.done and now.step == 1000 and not now.records
+    assert now.problem.startswith(f"{path} is damaged in line 1 (") and why in now.problem
+    assert "delete the line, or start the run again" in now.problem
+    path.write_bytes(whole + line)  # still being written
+    assert standing(cell).done and not standing(cell).problem
+
+
 def test_more_steps_make_a_done_cell_unfinished(tmp_path):
     (cell,) = cells_of("config.model.num_heads=2", workdir=tmp_path)
     write_cell(cell, step=1000)

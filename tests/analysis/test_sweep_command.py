@@ -117,6 +117,17 @@ def test_a_sweep_runs_its_cells_again_where_they_fail_and_skips_those_that_are_d
         sweep(quick, folder, "--config.width=24")
 
 
+def test_a_damaged_cell_is_told_and_counts_as_failed(quick, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    assert sweep(quick, folder) == 0
+    path = folder / "num_heads=1" / "metrics.jsonl"
+    path.write_bytes(b"\0\0\n" + path.read_bytes())
+    capsys.readouterr()
+    assert sweep(quick, folder, collect=True) == 0
+    assert f"num_heads=1: {path} is damaged in line 1" in capsys.readouterr().err
+    assert [row["status"] for row in read_csv(folder)] == ["failed", "done"]
+
+
 def test_a_cell_that_fails_for_good_is_told_with_the_end_of_its_log(quick, tmp_path, capsys):
     assert sweep(quick, tmp_path / "runs", grid=["config.train.seed=13,1"], retries=0) == 1
     told = capsys.readouterr().err

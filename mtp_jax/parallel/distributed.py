@@ -267,6 +267,8 @@ def _cluster() -> Any:
     for kind in ClusterEnv._cluster_types:
         if kind.opt_in_only_method or (kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ):
             continue  # a pod that is no part of an indexed job, such as a notebook, stands alone
+        if kind.__name__ == "OmpiCluster" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
+            continue  # Open MPI 5: of no use to JAX 0.10, and 0.12 wants mpi4py for it
         try:
             if kind.is_env_present():
                 return kind

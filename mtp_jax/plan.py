@@ -43,7 +43,8 @@ def main() -> NoReturn:
 
         try:
             devices = topology.parse_topology(_TOPOLOGY.value, _SLICES.value)
-            topology.prepare_environment(devices, os.environ)  # before jax is imported
+            topology.prepare_environment(devices, os.environ)
+            topology.prepare_jax(devices)
             from mtp_jax.planning import command
 
             experiment = importlib.import_module(job.experiment_module(_EXPERIMENT.value))

@@ -14,8 +14,9 @@ needs_tpu_compiler = pytest.mark.skipif(not LIBTPU.exists(), reason="needs the T
 
 START = """
 import os
-from mtp_jax.parallel.topology import parse_topology, prepare_environment, topology_devices
+from mtp_jax.parallel.topology import parse_topology, prepare_environment, prepare_jax, topology_devices
 prepare_environment(parse_topology("v5e:2x2"), os.environ)
+prepare_jax(parse_topology("v5e:2x2"))
 
 def tpu_devices(name, slices=1):
     return topology_devices(parse_topology(name, slices))

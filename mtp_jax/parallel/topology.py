@@ -31,6 +31,7 @@ class Chip:
       tflops: peak of bfloat16 matmuls of a device.
       hbm_gbps: memory bandwidth of a device, 10^9 bytes a second.
       link_gbps: of one inter-chip link in one direction, 10^9 bytes a second; a chip has two a torus dimension.
+      dcn_gbps: a chip's share of its host's network in one direction, 10^9 bytes a second, between slices.
       largest: chips of the largest topology.
       config: of the compiler; "megacore" makes both cores of a chip one device.
     """
@@ -42,19 +43,20 @@ class Chip:
     tflops: float
     hbm_gbps: float
     link_gbps: float
+    dcn_gbps: float
     largest: int
     config: str = "default"
 
 
-# HBM: "available HBM" in the message with which libtpu 0.0.42 refuses a program that is too large.
+# HBM: "available HBM" in the message with which libtpu 0.0.42 refuses a program that is too large. Rates: those of
+# Google Cloud's pages on each generation, which count all links of a chip in both directions; of v4 they tell no DCN.
 CHIPS = {chip.name: chip for chip in (
-    Chip("v4", 3, 1, int(30.75 * GIB), 275.0, 1228.0, 50.0, 4096, "megacore"),
-    Chip("v5e", 2, 1, int(15.75 * GIB), 197.0, 819.0, 50.0, 256),
-    Chip("v5p", 3, 1, int(95.74 * GIB), 459.0, 2765.0, 100.0, 6144, "megacore"),
-    Chip("v6e", 2, 1, int(31.25 * GIB), 918.0, 1640.0, 112.0, 256),
-    Chip("tpu7x", 3, 2, int(94.75 * GIB), 1153.5, 3690.0, 100.0, 9216),
+    Chip("v4", 3, 1, int(30.75 * GIB), 275.0, 1228.0, 50.0, 6.25, 4096, "megacore"),
+    Chip("v5e", 2, 1, int(15.75 * GIB), 197.0, 819.0, 50.0, 3.125, 256),
+    Chip("v5p", 3, 1, int(95.74 * GIB), 459.0, 2765.0, 100.0, 6.25, 6144, "megacore"),
+    Chip("v6e", 2, 1, int(31.25 * GIB), 918.0, 1638.0, 100.0, 12.5, 256),
+    Chip("tpu7x", 3, 2, int(94.75 * GIB), 1153.5, 3690.0, 100.0, 12.5, 9216),
 )}
-HOST_DCN_GBPS = 25.0  # 10^9 bytes a second of one host's network in one direction, between slices
 FAKE = "fake"
 
 
@@ -132,14 +134,15 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         usual = [option for option, n in sides.items()
                  if all(side & (side - 1) == 0 for side in n) and (min(n) < 4 or max(n) <= 2 * min(n))]
         turned = "x".join(sorted(shape.split("x"), key=lambda side: (len(side), side)))
+        meant = nearest(turned, [turned] if turned in known else usual)
         raise ValueError(f"--topology={name}: {generation} has no topology {shape!r}; it has "
                          f"{', '.join(f'{generation}:{option}' for option in usual)}"
-                         f"{' and other boxes of multiples of 4' if chip.dims == 3 else ''}.{nearest(turned, known)}")
+                         f"{' and other boxes of multiples of 4' if chip.dims == 3 else ''}.{meant}")
     return Topology(name, chip, tuple(map(int, shape.split("x"))), slices)
 
 
 def prepare_environment(topology: Topology, environ: MutableMapping[str, str]) -> None:
-    """Sets what JAX and libtpu read when they start, so that they look for no TPU; before the first import of jax.
+    """Sets what libtpu and JAX's backends read when they start, so that they look for no TPU.
 
     Args:
       topology: to be compiled for.
@@ -158,9 +161,24 @@ def prepare_environment(topology: Topology, environ: MutableMapping[str, str]) -
         environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={topology.num_devices}"])
 
 
+def prepare_jax(topology: Topology) -> None:
+    """Tells JAX, which read the environment when it was imported, to start no backend but the CPU's.
+
+    Without a TPU what its persistent compile cache has of a TPU's programs cannot be loaded, so that is left out.
+
+    Args:
+      topology: to be compiled for.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if topology.chip is not None:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def has_libtpu() -> bool:
-    """Tells whether the TPU compiler is installed."""
-    return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
+    """Tells whether the TPU compiler is installed: JAX takes the file that TPU_LIBRARY_PATH names, else the package."""
+    return os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")) or importlib.util.find_spec("libtpu") is not None
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from mtp_jax.config import Config
 from mtp_jax.parallel.topology import GIB, Topology
 from mtp_jax.planning import decode, fit, plan
+from mtp_jax.planning.roofline import least_and_most
 
 OK, DOES_NOT_FIT = 0, 1
 
@@ -78,8 +79,9 @@ def sentence(report: dict[str, Any]) -> str:
     if hbm is None:
         return f"Needs {needed / GIB:.2f} GiB a device."
     if report["fits"]:
-        return (f"Fits: {needed / GIB:.2f} of {hbm / GIB:.2f} GiB a device; at least {report['step_seconds']:.3g} s a "
-                f"step, bound by {report['bound']}, so at most {report['mfu']:.0%} MFU.")
+        least, most = least_and_most(report["bound"])
+        return (f"Fits: {needed / GIB:.2f} of {hbm / GIB:.2f} GiB a device; {least} {report['step_seconds']:.3g} s a "
+                f"step, bound by {report['bound']}, so {most} {report['mfu']:.0%} MFU.")
     return (f"Does not fit: needs {needed / GIB:.2f} GiB a device, {report['over_bytes'] / GIB:.2f} GiB more than the "
             f"{hbm / GIB:.2f} GiB that it has.")
 

@@ -23,14 +23,14 @@ from mtp_jax.parallel import Layout, make_mesh
 from mtp_jax.parallel.topology import GIB, Topology, topology_devices
 from mtp_jax.planning.compiling import DoesNotFit, attempt, examine
 from mtp_jax.planning.plan import misfit
-from mtp_jax.planning.roofline import roofline
+from mtp_jax.planning.roofline import NETWORK, least_and_most, roofline
 from mtp_jax.training import flops
 
 ASSUMPTIONS = (
     "a block reads every weight in use and the whole cache once, at the chip's published bandwidth",
     "matmuls at the chip's published bfloat16 peak",
-    "every byte of a collective over one ring of links in both directions, collectives one after the other",
-    "computing, memory and network wholly overlap: the block takes the longest of the three, and no program is as fast",
+    NETWORK,
+    "computing, memory and network wholly overlap: the block takes the longest of them",
     "tokens_per_second is a bound for each number of tokens that a block may yield a row; training tells how many",
 )
 
@@ -128,8 +128,9 @@ def sentence(report: dict[str, Any]) -> str:
                 "(data.seq_len), more of tensor in parallel.mesh, or a larger topology would.")
     rates = list(report["tokens_per_second"].values())
     more = f", {rates[-1]:,.0f} with {len(rates)}" if len(rates) > 1 else ""
-    return (f"Fits: {needed / GIB:.2f} of {hbm / GIB:.2f} GiB a device ({parts}); at least "
-            f"{report['step_seconds']:.3g} s a block, bound by {report['bound']}, so at most {rates[0]:,.0f} tokens a "
+    least, most = least_and_most(report["bound"])
+    return (f"Fits: {needed / GIB:.2f} of {hbm / GIB:.2f} GiB a device ({parts}); {least} "
+            f"{report['step_seconds']:.3g} s a block, bound by {report['bound']}, so {most} {rates[0]:,.0f} tokens a "
             f"second over all rows with one token a block{more}.")
 
 

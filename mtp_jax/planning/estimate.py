@@ -27,7 +27,7 @@ from mtp_jax.config import Config
 from mtp_jax.model import ModelSpec, get_head_kind, num_trunk_layers
 from mtp_jax.parallel.mesh import AXES, parse_dcn_mesh
 from mtp_jax.parallel.topology import Topology
-from mtp_jax.planning.roofline import Roofline, host_dcn, ring_bandwidth
+from mtp_jax.planning.roofline import Roofline, dcn_bandwidth, ring_bandwidth
 from mtp_jax.training import flops
 from mtp_jax.training.state import flatten_params, trainable_paths
 
@@ -202,7 +202,7 @@ class Estimator:
             2 * self._layer(sizes)[0] * tokens + choice.microbatches * self._layer_parameters(sizes))
         return Roofline(self.executed_flops(choice) / (chip.tflops * 1e12), moved / (chip.hbm_gbps * 1e9),
                         (sum(wires.values()) - crossing) / ring_bandwidth(self.topology),
-                        crossing / host_dcn(self.topology))
+                        crossing / dcn_bandwidth(self.topology))
 
     def executed_flops(self, choice: Choice) -> float:
         """Returns the matmul FLOPs of a step on one device, with what remat computes again.

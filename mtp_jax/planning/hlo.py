@@ -123,7 +123,7 @@ def traffic(text: str, num_devices: int, slice_of: Callable[[int], int] = lambda
                 names = ([part.strip().lstrip("%") for part in branches[1].split(",")] if branches
                          else _CALLED.findall(instruction.attributes))
                 visit(max(names, key=lambda branch: _weight(branch, computations)), times, False, set())
-            else:  # a fusion, a call, or one that runs beside others: "async-start", "call-start" on TPU7x's SparseCores
+            else:  # a fusion, a call, or one that runs beside others: "async-start", on TPU7x "call-start"
                 for called in _CALLED.findall(instruction.attributes):
                     if called in computations:
                         # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtp_jax.parallel.topology import HOST_DCN_GBPS, Topology
+from mtp_jax.parallel.topology import Topology
 from mtp_jax.planning.hlo import Traffic
 
-CHIPS_A_HOST = 4
+NETWORK = ("every byte of a collective over one ring of links in both directions, collectives one after the other: "
+           "along several dimensions of the torus at once the network can be faster")
 ASSUMPTIONS = (
     "matmuls at the chip's published bfloat16 peak, and what full or partial remat computes again counted",
-    "every byte of a collective over one ring of links in both directions, collectives one after the other",
+    NETWORK,
+    "what crosses slices at a chip's share of its host's network",
     "memory read and written at the published bandwidth: arguments and results once, temporaries twice",
-    "computing, memory and network wholly overlap: the step takes the longest of the three, and no program is as fast",
+    "computing, memory and network wholly overlap: the step takes the longest of them",
 )
 
 
@@ -62,7 +64,7 @@ def roofline(topology: Topology, *, executed_flops: float, memory_bytes: float, 
         return None
     return Roofline(executed_flops / (chip.tflops * 1e12), memory_bytes / (chip.hbm_gbps * 1e9),
                     traffic.wire_bytes(crossing=False) / ring_bandwidth(topology),
-                    traffic.wire_bytes(crossing=True) / host_dcn(topology))
+                    traffic.wire_bytes(crossing=True) / dcn_bandwidth(topology))
 
 
 def ring_bandwidth(topology: Topology) -> float:
@@ -72,8 +74,13 @@ def ring_bandwidth(topology: Topology) -> float:
     return 2 * topology.chip.link_gbps * 1e9 / topology.chip.devices
 
 
-def host_dcn(topology: Topology) -> float:
-    """Returns a device's share of its host's network, bytes a second: it serves all chips of the host."""
+def dcn_bandwidth(topology: Topology) -> float:
+    """Returns a device's share of its host's network, bytes a second in one direction; a chip's serves its devices."""
     if topology.chip is None:
         raise ValueError(f"--topology={topology.name}: fake devices have no rates.")
-    return HOST_DCN_GBPS * 1e9 / (min(CHIPS_A_HOST, topology.chips) * topology.chip.devices)
+    return topology.chip.dcn_gbps * 1e9 / topology.chip.devices
+
+
+def least_and_most(bound: str) -> tuple[str, str]:
+    """Returns how to speak of seconds and rates: of matmuls and memory they are bounds, of the network an estimate."""
+    return ("about", "about") if bound == "network" else ("at least", "at most")

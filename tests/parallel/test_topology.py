@@ -22,7 +22,7 @@ def test_known_topologies(name, slices, devices):
     ("v5x:4x4", 1, "no generation 'v5x'; there are v4, v5e, v5p, v6e, tpu7x and fake.*Did you mean"),
     ("v5e", 1, "v5e has no topology ''; it has v5e:1x1, v5e:2x2"),
     ("v5e:4x5", 1, 'v5e has no topology \'4x5\'; .*Did you mean "4x'),
-    ("v5e:8x4", 1, 'Did you mean "4x8"'),
+    ("v5e:8x4", 1, 'Did you mean "4x8"'), ("v5p:4x4x5", 1, 'Did you mean "4x4x[48]"'),
     ("v5e:16x32", 1, "v5e:16x16"),
     ("v5p:4x4", 1, "v5p:4x4x4, .*other boxes of multiples of 4"),
     ("v5p:6x6x6", 1, "no topology '6x6x6'"),
@@ -71,6 +71,14 @@ def test_a_missing_compiler_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'mtp_jax\[tpu\]'.*--topology=fake:8"):
         topology.topology_devices(parse_topology("v5e:2x2"))
+
+
+def test_a_compiler_is_there_if_its_file_or_its_package_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "libtpu.so"))
+    assert not topology.has_libtpu()
+    (tmp_path / "libtpu.so").touch()
+    assert topology.has_libtpu()
 
 
 def test_more_fake_devices_than_jax_was_started_with():

@@ -115,9 +115,10 @@ def search(config: Config, topology: Topology, settings: Sequence[str], minutes:
     compiled, longest, stopped = 0, 0.0, ""
     while compiled < MOST_COMPILED:
         settled = {one.candidate.choice for one in tried}
-        fast_enough = {(one.candidate.choice.mesh, one.candidate.choice.remat) for one in tried if one.fits}
-        left = [one for one in ranked if one.choice not in settled
-                and (one.choice.mesh, one.choice.remat) not in fast_enough]  # more microbatches only cost time
+        fast_enough = {(one.candidate.choice.mesh, one.candidate.choice.remat): one.candidate.choice.microbatches
+                       for one in tried if one.fits}
+        left = [one for one in ranked if one.choice not in settled and one.choice.microbatches < fast_enough.get(
+            (one.choice.mesh, one.choice.remat), math.inf)]  # more microbatches only cost time
         fitting = [one for one in left if one.needed_bytes * correction <= limit]
         if not left or not (fitting or not fast_enough):
             stopped = "no other candidate fits by estimate"

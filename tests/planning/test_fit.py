@@ -113,6 +113,17 @@ def test_a_refusal_puts_the_estimates_right():
     assert found.best is not None
 
 
+def test_fewer_microbatches_are_tried_where_the_compiler_needs_less_than_was_estimated():
+    config = dataclasses.replace(LARGE, data=DataConfig(batch_size=2048, seq_len=4096),
+                                 parallel=ParallelConfig(mesh="fsdp:-1"), compute=ComputeConfig(remat="full"))
+    settings = ["--config.parallel.mesh=fsdp:-1", "--config.compute.remat=full"]
+    found, compiler = search(config, "v5e:8x16", settings, factor=0.5)
+    counts = [one.microbatches for one in compiler.asked]
+    assert len(counts) > 1 and counts[1] < counts[0] and found.tried[0].fits, counts
+    assert found.best.candidate.choice.microbatches == min(one.candidate.choice.microbatches
+                                                           for one in found.tried if one.fits)
+
+
 def test_the_budget_ends_the_search():
     found, compiler = search(minutes=5.0, seconds=200.0)
     assert len(compiler.asked) == 1 and "--budget_minutes=5 does not last" in found.stopped

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -99,6 +100,24 @@ def name_from(text: str) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     words = words if words[:1].isalpha() else f"run-{words}"
     return words[:MAX_NAME].strip("-")
+
+
+def common_name(jobs: Sequence[Job]) -> str:
+    """Returns what several jobs are called together: the words with which all their names begin.
+
+    Numbers at the end of these are left out, for a value of 0.1 and one of 0.2 begin alike; an attempt such as r2 that
+    all have comes last. Where no word is common it is the first one's name; a job alone keeps its own.
+    """
+    names = [each.name.split("-") for each in jobs]
+    if len(names) == 1:
+        return jobs[0].name
+    words = [same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*names))]
+    while words and not words[-1].strip("0123456789"):
+        words = words[:-1]
+    attempts = {each[-1] for each in names}
+    if words and len(attempts) == 1 and re.fullmatch(r"r\d+", names[0][-1]):
+        words = [*words, names[0][-1]]
+    return "-".join(words) or jobs[0].name
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

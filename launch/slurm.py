@@ -36,7 +36,8 @@ class Options:
     qos: str = option("", "Quality of service; empty: the default.")
     constraint: str = option("", "Features that the nodes must have, such as h100.")
     exclusive: bool = option(False, "Share the nodes with no other job.")
-    output: str = option("%x-%j.out", "File of a job's output; SLURM puts in the name for %x, the number for %j.")
+    output: str = option("", "File of a job's output; SLURM puts in the name for %x, the number for %j, an array's for "
+                         "%A, the task's for %a. Empty: %x-%j.out, of several jobs %x-%A_%a.out.")
     setup: tuple[str, ...] = option((), "Shell line that comes before the run, such as 'module load cuda'; may be "
                                     "repeated.")
     srun: tuple[str, ...] = option((), "Argument for srun, such as --container-image=IMAGE; may be repeated.")
@@ -76,7 +77,7 @@ def submit(jobs: Sequence[Job], options: Options) -> list[Call]:
     """Returns one call of sbatch: a job, or an array with a task for each of several jobs.
 
     Args:
-      jobs: each gets the same nodes and GPUs; the array has the first one's name.
+      jobs: each gets the same nodes and GPUs; the array has their `job.common_name`.
       options: the same for all.
 
     Raises:
@@ -104,7 +105,7 @@ def describe(jobs: Sequence[Job], options: Options) -> str:
              f"{options.time or 'of the partition'}:"]
     lines += [f"  {each.name}: {each.module} in {each.workdir}" for each in jobs]
     lines.append("At the time limit a run saves and is queued again, until it is done.")
-    lines.append(f"To end it: {shlex.join(delete(jobs[0].name, options)[0].argv)}")
+    lines.append(f"To end it: {shlex.join(delete(job.common_name(jobs), options)[0].argv)}")
     return "\n".join(lines)
 
 
@@ -153,7 +154,7 @@ done
 
 def _directives(jobs: Sequence[Job], options: Options) -> list[str]:
     """Returns the lines of the script that sbatch reads."""
-    flags = [f"job-name={jobs[0].name}", f"nodes={options.nodes}", f"ntasks-per-node={options.gpus_per_node}",
+    flags = [f"job-name={job.common_name(jobs)}", f"nodes={options.nodes}", f"ntasks-per-node={options.gpus_per_node}",
              f"gpus-per-node={options.gpus_per_node}"]
     if options.cpus_per_gpu:
         flags.append(f"cpus-per-task={options.cpus_per_gpu}")
@@ -163,7 +164,8 @@ def _directives(jobs: Sequence[Job], options: Options) -> list[str]:
     if options.exclusive:
         flags.append("exclusive")
     # SIGTERM goes to the tasks (not to this script): they save and end with 75.
-    flags += [f"signal=TERM@{options.grace_seconds}", "requeue", "open-mode=append", f"output={options.output}"]
+    flags += [f"signal=TERM@{options.grace_seconds}", "requeue", "open-mode=append",
+              f"output={options.output or ('%x-%j.out' if len(jobs) == 1 else '%x-%A_%a.out')}"]
     if len(jobs) > 1:
         flags.append(f"array=0-{len(jobs) - 1}" + (f"%{options.at_once}" if options.at_once else ""))
     return [f"#SBATCH --{flag}" for flag in flags]

@@ -193,7 +193,7 @@ def _target(request: Request, launch: Launch) -> Target:
     """Returns the engine as it is handed on."""
     from mtp_jax.analysis.sweep_engines import Target
 
-    return Target(request.engine, launch.engine, launch.options, launch.calls.perform)
+    return Target(request.engine, launch.engine, launch.options, launch.calls.perform, launch.job.common_name)
 
 
 def _tell_the_end(todo: Sequence[Cell], record: SweepRecord, status: int, again: str) -> None:

@@ -24,12 +24,14 @@ class Target:
       engine: launch.command.Engine.
       options: its Options.
       perform: launch.calls.perform.
+      common_name: launch.job.common_name.
     """
 
     name: str
     engine: Any
     options: Any
     perform: Any
+    common_name: Any
 
 
 def job_names(cells: Sequence[Cell], sweep: str, *, longest: int, clean: Any) -> dict[str, str]:
@@ -89,6 +91,6 @@ def hand_over(cells: Sequence[Cell], target: Target, *, jobs: Mapping[str, Any],
         for cell in group:
             known = record[cell.name]
             known.attempts, known.status = known.attempts + 1, SUBMITTED
-            known.engine, known.job = target.name, own[0].name  # an array has its first job's name
+            known.engine, known.job = target.name, target.common_name(own)
         record.write()
     return 0

@@ -173,7 +173,9 @@ def test_cells_that_were_handed_over_are_left_alone_until_told(quick, tmp_path, 
         assert "2 cells: 0 done, 2 handed over before, 0 to start." in capsys.readouterr().err
     assert len(fakes.calls()) == 1
     assert sweep(quick, folder, engine="slurm", yes=True, resubmit=True) == 0
-    assert "job-name=runs-num-heads-1-r2" in fakes.calls()[1][2] and SweepRecord(folder)["num_heads=1"].attempts == 2
+    assert "job-name=runs-num-heads\n" in fakes.calls()[0][2] and "job-name=runs-num-heads-r2\n" in fakes.calls()[1][2]
+    assert [SweepRecord(folder)[f"num_heads={n}"].job for n in (1, 2)] == ["runs-num-heads-r2"] * 2
+    assert SweepRecord(folder)["num_heads=1"].attempts == 2
     assert sweep(quick, folder, engine="slurm", yes=True, resubmit=True) == 1  # sbatch refuses
     assert SweepRecord(folder)["num_heads=1"].attempts == 2
 

@@ -107,6 +107,16 @@ def test_hosts_of_another_machine_type():
         tpus.parse("v6e:2x2").hosts(8)
 
 
+@pytest.mark.parametrize("names, common", [
+    (["a-n-1"], "a-n-1"), (["a-n-1", "a-n-2"], "a-n"), (["a-n-1-r2", "a-n-2-r2"], "a-n-r2"),
+    (["a-n-1-r2", "a-n-2-r3"], "a-n"), (["a-rate-0-1", "a-rate-0-2"], "a-rate"), (["a", "b"], "a"),
+    (["heads-1", "header-1"], "heads-1"), (["a-1-x", "a-1"], "a"), (["a-r2", "b-r2"], "a-r2")])
+def test_what_several_jobs_are_called_together(names, common):
+    jobs = [dataclasses.replace(GOOD, name=name) for name in names]
+    assert job.common_name(jobs) == common
+    dataclasses.replace(GOOD, name=common).validate()
+
+
 def test_a_launcher_imports_nothing_heavy():
     code = ("import sys, launch.queued_resources, launch.gke, launch.slurm\n"
             "print(*{name.split('.')[0] for name in sys.modules})")

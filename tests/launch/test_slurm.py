@@ -42,11 +42,14 @@ def test_the_exact_calls(name, arguments, capsys):
 def test_several_jobs_are_one_array(fakes):
     (call,) = slurm.submit(JOBS, Options(at_once=2))
     assert call.argv == ("sbatch",) and "#SBATCH --array=0-2%2\n" in call.stdin
+    assert "#SBATCH --job-name=n\n" in call.stdin and "#SBATCH --output=%x-%A_%a.out\n" in call.stdin
+    assert "#SBATCH --output=o-%j\n" in slurm.script(JOBS, Options(output="o-%j"))
     fakes.add("srun")
     for task in (2, 0, 1):
         assert fakes.bash(call.stdin, SLURM_ARRAY_TASK_ID=str(task), SLURM_JOB_ID="7").returncode == 0
     assert [arguments[1:] for _, arguments, _ in fakes.calls()] == [list(JOBS[n].command()) for n in (2, 0, 1)]
-    assert "24 GPUs" in slurm.describe(JOBS, Options())
+    assert "24 GPUs" in slurm.describe(JOBS, Options()) and "scancel --me --name=n\n" in slurm.describe(
+        JOBS, Options()) + "\n"
 
 
 @pytest.mark.parametrize("statuses, ends, starts, queued", [

@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import TextIO
 
 from absl import flags
 
@@ -195,13 +196,21 @@ class Launcher:
             for line in stream:  # to the end, for a full pipe would stop the process
                 shown = shown and not _STACKS.match(line)
                 if shown and not _NOISE.match(line):
-                    with self._printing:
-                        print(f"[{number}] {line.rstrip()}", file=out, flush=True)
+                    self._print(f"[{number}] {line.rstrip()}", out)
 
     def _say(self, text: str) -> None:
         """Prints a word of this command's own."""
+        self._print(f"launch.local: {text}", sys.stderr)
+
+    def _print(self, text: str, out: TextIO) -> None:
+        """Prints a line. Where nobody reads any more (`| head`) it is lost, like all after it, and the run goes on."""
         with self._printing:
-            print(f"launch.local: {text}", file=sys.stderr, flush=True)
+            try:
+                print(text, file=out, flush=True)
+            except BrokenPipeError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, out.fileno())  # also for what Python still holds and writes at its end
+                os.close(nowhere)
 
 
 def environment(number: int, options: Options, address: str, own: Mapping[str, str]) -> dict[str, str]:

@@ -49,6 +49,18 @@ def test_process_0_speaks_and_the_others_tell_their_errors():
     assert lines == ["[0] word 0", "[1] word 1", "[2] word 2"]
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(status, tmp_path):
+    script = ("for step in range(20_000): print(step, 'x' * 50)\n"
+              f"(pathlib.Path({str(tmp_path)!r}) / f'{{me}}').touch()\nsys.exit({status})")
+    process = launcher(script)
+    assert [process.stdout.readline() for _ in range(2)] == [f"[0] {step} {'x' * 50}\n" for step in (0, 1)]
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == status and "Error" not in err and "Exception" not in err, err
+    assert (tmp_path / "0").exists() and (tmp_path / "1").exists()
+
+
 @pytest.mark.parametrize("script, status", [
     ("", 0), ("sys.exit(75)", 75), ("sys.exit(130 if me else 75)", 130), ("sys.exit(1)", 1), ("sys.exit(7 * me)", 1),
 ])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
 import os
 import re
 import shlex
@@ -38,6 +39,7 @@ DONE, ERROR, UNFINISHED, INTERRUPTED = 0, 1, 75, 130  # of a process and of this
 _POLL_SECONDS = 0.05
 _NOISE = re.compile(r"\[Gloo\] Rank")
 _STACKS = re.compile(r"\*\*\* Check failure stack trace|Fatal Python error: Aborted")  # nothing else comes after them
+_OF_A_RUN = ("dry_run", "coordinator_address", "num_processes", "process_id")  # flags of mtp_jax.train
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
@@ -283,7 +285,7 @@ def parse(argv: Sequence[str]) -> Options | str:
     """Returns the options that a command line tells, or the page of --help.
 
     Raises:
-      ValueError: a flag is missing or has a wrong value.
+      ValueError: a flag is missing, has a wrong value, or is nearly one of this command.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("experiment", "", "Name of the experiment, such as paper for experiments/paper.py.",
@@ -304,6 +306,7 @@ def parse(argv: Sequence[str]) -> Options | str:
         rest = values(list(argv), known_only=True)[1:]
     except flags.Error as error:
         raise ValueError(str(error)) from error
+    _check_names(rest, list(values))
     for name in ("experiment", "workdir"):
         if not values[name].value:
             raise ValueError(f"--{name} is needed, such as "
@@ -313,6 +316,14 @@ def parse(argv: Sequence[str]) -> Options | str:
     options = Options(command, **{name: values[name].value for name in names})
     options.validate()
     return options
+
+
+def _check_names(rest: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError where a flag for the processes is nearly one of this command, before they start."""
+    for argument in rest:
+        found = re.match(r"--?([a-z]\w*)(=|$)", argument)  # --config.PATH is none
+        if found and found[1] not in _OF_A_RUN and (near := difflib.get_close_matches(found[1], known, 1, 0.75)):
+            raise ValueError(f"{argument}: neither this command nor a run has such a flag. Did you mean --{near[0]}?")
 
 
 def main(argv: Sequence[str]) -> int:

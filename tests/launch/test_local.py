@@ -167,6 +167,10 @@ def test_the_command_line_is_parted():
     options = local.parse(["x", "--processes=4", "--experiment=paper", "--workdir=w", "--config.size=1m", "--dry_run"])
     assert options.processes == 4 and options.command[1:] == (
         "-m", "experiments.paper", "--workdir=w", "--config.size=1m", "--dry_run")
+    handed_on = ["--config.train.processes=2", "--noconfig.x", "--coordinator_address=a:1", "--num_processes=2",
+                 "--process_id", "1", "--verbosity=1", "--logtostderr", "--alsologtostderr", "--log_dir=x"]
+    options = local.parse(["x", "--experiment=paper", "--workdir=w", *handed_on])
+    assert options.processes == 2 and list(options.command[4:]) == handed_on
     assert local.parse(["x", "--experiment=experiments.paper", "--workdir=w"]).command[2] == "experiments.paper"
 
 
@@ -175,6 +179,10 @@ def test_the_command_line_is_parted():
     (["--experiment=papr", "--workdir=w"], 'Did you mean "paper"'),
     (["--experiment=paper", "--workdir=w", "--processes=0"], "--processes=0 must be at least 1"),
     (["--experiment=paper", "--workdir=w", "--processes=two"], "--processes"),
+    (["--experiment=paper", "--workdir=w", "--process=4"], "Did you mean --processes?"),
+    (["--experiment=paper", "--workdir=w", "-procesess", "4"], "Did you mean --processes?"),
+    (["--experiment=paper", "--workdir=w", "--restarts=4"], "Did you mean --max_restarts?"),
+    (["--experiment=paper", "--wokdir=w"], "--wokdir=w: neither this command nor a run has such a flag"),
     (["--experiment=paper", "--workdir=w", "--max_restarts=-1"], "--max_restarts=-1 must be at least 0"),
 ])
 def test_mistakes_are_told(arguments, message, capsys):

@@ -44,7 +44,7 @@ class Options:
     valid_until: str = option("", "Give up waiting after this long, such as 6h; empty: wait until deleted.")
     env: tuple[str, ...] = option((), "NAME=VALUE for the run's environment; may be repeated.")
     max_restarts: int = option(10, "How often in a row a run that failed is started again, such as one that waits for "
-                               "a host that reboots; status 75 always starts it again.")
+                               "a host that reboots; an hour's run begins a new row. Status 75 always starts it again.")
     delete_when_done: bool = option(False, "A host deletes the queued resource when the run has ended with status 0.")
 
     def validate(self) -> None:
@@ -135,8 +135,8 @@ def startup_script(each: Job, options: Options) -> str:
     """Returns the script that Cloud TPU runs as root on every host, at every boot.
 
     It installs once, runs the job, and starts it again: after status 75 (saved and unfinished) always, after an error
-    at most `max_restarts` times in a row. A shutdown's SIGTERM is handed to the run, which saves; the next boot goes
-    on.
+    at most `max_restarts` times in a row; a run of an hour begins a new row. A shutdown's SIGTERM is handed to the run,
+    which saves; the next boot goes on.
     """
     run = shlex.join(each.command(python=".venv/bin/python"))
     if _GIT.fullmatch(options.code):
@@ -179,6 +179,7 @@ cd code || exit 1
 {env}child="" stopping="" failures=0
 trap 'stopping=yes; [ -z "$child" ] || kill -TERM "$child"' TERM
 while true; do
+  begun=$SECONDS
   {run} &
   child=$!
   wait "$child"; status=$?
@@ -193,7 +194,8 @@ while true; do
     0) break ;;
     75) failures=0 ;;
     130) exit 130 ;;
-    *) failures=$((failures + 1))
+    *) [ $((SECONDS - begun)) -lt 3600 ] || failures=0  # it came further
+       failures=$((failures + 1))
        if [ "$failures" -gt {max_restarts} ]; then
          echo "launch: failed $failures times in a row; it is not started again" >&2
          exit 1

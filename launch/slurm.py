@@ -44,7 +44,8 @@ class Options:
     python: str = option("python", "The interpreter, after the set-up.")
     env: tuple[str, ...] = option((), "NAME=VALUE for the run's environment; may be repeated.")
     at_once: int = option(0, "Of several jobs at most so many run at a time; 0: as many as the cluster gives.")
-    max_restarts: int = option(3, "How often in a row a run that failed is started again inside its job.")
+    max_restarts: int = option(3, "How often in a row a run that failed is started again inside its job; an hour's run "
+                               "begins a new row.")
     grace_seconds: int = option(300, "The run is told to save and end so long before the time limit.")
 
     def validate(self) -> None:
@@ -113,7 +114,8 @@ def script(jobs: Sequence[Job], options: Options) -> str:
     """Returns the script that sbatch takes: one job's, or an array's, whose task number picks the command.
 
     Of the run's tasks srun returns the highest status: 75 where all have saved. Then the job is queued again. After an
-    error the run is started again at most `max_restarts` times in a row, and then the job fails.
+    error the run is started again at most `max_restarts` times in a row, and then the job fails; a run of an hour
+    begins a new row.
     """
     task = ["srun", "--kill-on-bad-exit=0"]  # while a task still saves, another may have ended with 75
     if options.cpus_per_gpu:
@@ -134,6 +136,7 @@ def script(jobs: Sequence[Job], options: Options) -> str:
 _LOOP = """\
 failures=0
 while true; do
+  begun=$SECONDS
   run
   status=$?
   echo "launch: the run ended with status $status"
@@ -141,7 +144,8 @@ while true; do
     0|130) exit "$status" ;;
     75) scontrol requeue "$SLURM_JOB_ID"  # the same job, with its place in the array
         exit 75 ;;
-    *) failures=$((failures + 1))
+    *) [ $((SECONDS - begun)) -lt 3600 ] || failures=0  # it came further
+       failures=$((failures + 1))
        if [ "$failures" -gt {max_restarts} ]; then
          echo "launch: failed $failures times in a row; it is not started again" >&2
          exit 1

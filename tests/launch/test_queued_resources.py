@@ -141,6 +141,17 @@ def test_75_starts_again_and_errors_a_few_times_in_a_row(host, statuses, ends, s
     assert ("is not started again" in done.stderr) is (ends == 1)
 
 
+def test_a_run_of_an_hour_begins_a_new_row_of_errors(host):
+    host.install()
+    log = host.root / "log"
+    host.write(host.root / "code/.venv/bin/python", f"#!/bin/bash\necho run >> {log}\n"
+               f'[ "$(wc -l < {log})" != 3 ] || sleep 2\nexit 1\n')
+    script = queued_resources.startup_script(JOB, dataclasses.replace(OPTIONS, max_restarts=2))
+    assert script.count("-lt 3600") == 1
+    assert host.bash(script.replace("-lt 3600", "-lt 2")).returncode == 1  # an hour of two seconds
+    assert log.read_text().count("run") == 5
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=3))
 def test_settings_survive_the_shell(tmp_path, values):

@@ -65,6 +65,15 @@ def test_75_is_queued_again_and_errors_start_again_a_few_times(fakes, statuses, 
     assert all(arguments == ["requeue", "42"] for name, arguments, _ in calls if name == "scontrol")
 
 
+def test_a_run_of_an_hour_begins_a_new_row_of_errors(fakes):
+    fakes.write(fakes.folder / "srun", "#!/bin/bash\necho run >> log\n"
+                '[ "$(wc -l < log)" != 3 ] || sleep 2\nexit 1\n')
+    script = slurm.script([JOB], Options(max_restarts=2))
+    assert script.count("-lt 3600") == 1
+    assert fakes.bash(script.replace("-lt 3600", "-lt 2")).returncode == 1  # an hour of two seconds
+    assert (fakes.folder / "log").read_text().count("run") == 5
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=3), st.booleans())
 def test_settings_survive_the_shell(tmp_path, values, several):

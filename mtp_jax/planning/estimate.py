@@ -207,8 +207,8 @@ class Estimator:
     def executed_flops(self, choice: Choice) -> float:
         """Returns the matmul FLOPs of a step on one device, with what remat computes again.
 
-        Full remat runs the layers' forward pass a second time; "dots" keeps its matmuls. The unembedding is never run
-        again. Devices along pred_heads all run the trunk.
+        Full remat runs the layers' forward pass a second time, "dots" of it only attention. The unembedding is never
+        run again. Devices along pred_heads all run the trunk.
         """
         return executed_flops(self.config, choice.remat, math.prod(choice.mesh), choice.sizes["pred_heads"],
                               executed=False)
@@ -272,19 +272,20 @@ def executed_flops(config: Config, remat: str, devices: int, pred_heads: int, *,
 
     Args:
       config: the run's.
-      remat: "full" runs the layers' forward pass a second time; the unembedding is never run again.
+      remat: "full" runs the layers' forward pass a second time, "dots" of it only attention, which is no product with
+        weights; the unembedding is never run again.
       devices: of the mesh.
       pred_heads: size of that axis; along it every device runs the whole trunk.
       executed: count attention on all pairs and the padded vocabulary, as plain kernels run them.
     """
     model = config.model
     layer = flops.layer_flops(model, seq_len=config.data.seq_len, executed=executed)
-    head = get_head_kind(model.head_kind).matmul_flops(model, layer)
+    kind, again = get_head_kind(model.head_kind), {
+        "none": 0, "dots": layer - flops.layer_flops(model, seq_len=0), "full": layer}[remat]
     vocab = model.padded_vocab_size if executed else model.vocab_size or 0
-    passes = 4 if remat == "full" else 3
-    again = passes if get_head_kind(model.head_kind).layers_per_head else 3  # linear heads are not run again
-    trunk = passes * num_trunk_layers(model) * layer
-    heads = model.num_heads * (again * head + 3 * 2 * model.d_model * vocab)
+    trunk = num_trunk_layers(model) * (3 * layer + again)
+    heads = model.num_heads * (3 * (kind.matmul_flops(model, layer) + 2 * model.d_model * vocab)
+                               + kind.layers_per_head * again)  # linear heads are not run again
     return (trunk * pred_heads + heads) * config.data.batch_size * config.data.seq_len / devices
 
 

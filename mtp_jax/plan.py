@@ -46,7 +46,6 @@ def main() -> NoReturn:
             topology.prepare_environment(devices, os.environ)
             topology.prepare_jax(devices)
             from mtp_jax.planning import command
-
             experiment = importlib.import_module(job.experiment_module(_EXPERIMENT.value))
             return command.run(functools.partial(commands.read_config, experiment.get_config), settings, devices,
                                experiment=_EXPERIMENT.value, mode=_MODE.value, fit=_FIT.value, minutes=_BUDGET.value)

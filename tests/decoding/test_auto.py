@@ -212,6 +212,7 @@ def test_a_prompt_that_does_not_fit_is_told_before_anything_is_timed(tmp_path, f
     assert fake.asked == []
 
 
+@pytest.mark.slow
 def test_a_mesh_is_calibrated_and_timed_like_one_device(x64, greedy_only):
     """Three rows on devices for two at a time: they are filled up."""
     spec, params, _ = random_model("linear", num_heads=3)

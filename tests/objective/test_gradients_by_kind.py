@@ -25,7 +25,7 @@ def compare(kind, num_heads, unembedding, tolerance):
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("num_heads", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_heads", [1, 2, 4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_that_of_the_naive_loss_in_fp64(kind, num_heads, x64):
     compare(kind, num_heads, "replicated" if num_heads == 2 else "shared", 1e-12)

@@ -100,7 +100,9 @@ def assert_same(first, second, rtol=1e-5):
 
 
 def test_two_processes_stopped_in_the_middle_come_back_and_train_what_one_does(corpus, tmp_path):
-    changes = dict(train__num_steps=20, train__checkpoint_every=100, train__validate_every=20, train__seed=5)
+    # Steps long enough that the signal, which takes a second to reach all, comes before the last of them.
+    changes = dict(train__num_steps=20, train__checkpoint_every=100, train__validate_every=20, train__seed=5,
+                   optimizer__learning_rate=1e-3, model__d_model=64, data__batch_size=32, data__seq_len=256)
     with Launched(corpus, tmp_path / "two", tmp_path / "log", "--max_restarts=1", **changes) as two:
         two.wait_for_step(2)
         os.kill(two.pids()[1], signal.SIGTERM)  # as a scheduler would, and one of them alone

@@ -13,7 +13,7 @@ from etils import epath
 
 from mtp_jax.analysis.loss_plot import METRICS_FILE
 from mtp_jax.analysis.sweep_cells import Cell
-from mtp_jax.analysis.sweep_record import REMOTE
+from mtp_jax.files import REMOTE
 
 DRAW_SECONDS = 1.0  # between two drawings on a terminal
 LINE_SECONDS = 30.0  # between two plain lines about a cell; and between two looks into a bucket

@@ -92,12 +92,13 @@ def run(request: Request, *, settings: Sequence[str], resolve: Callable[[Sequenc
     Raises:
       ValueError: nothing was started, for a flag or a cell does not fit.
     """
+    from mtp_jax import files
     from mtp_jax.analysis import sweep_cells, sweep_engines, sweep_record
     from mtp_jax.analysis.grid import parse_grid
     from mtp_jax.data.sources.paths import check_reachable
 
     request.validate()
-    if sweep_record.REMOTE not in request.workdir:
+    if files.REMOTE not in request.workdir:
         request = dataclasses.replace(request, workdir=os.path.expanduser(request.workdir))
     cells = sweep_cells.make_cells(parse_grid(request.grid), settings=settings, workdir=request.workdir,
                                    resolve=resolve)

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from mtp_jax.analysis.decode_plot import COLORS, DASHES, MARKERS
-from mtp_jax.analysis.sweep_record import replace
+from mtp_jax.files import replace
 
 PLOT_FILE = "sweep.png"
 SEEDS = ("config.train.seed", "config.data.seed")  # runs that differ in these alone are one point, their mean

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
-import pathlib
-from collections.abc import Iterator
 
-from absl import logging
 from etils import epath
 
+from mtp_jax import files
+
 RECORD_FILE = "sweep.json"
-REMOTE = "://"  # in the path of a bucket
 
 
 @dataclasses.dataclass
@@ -65,50 +61,17 @@ class SweepRecord:
         """Writes the file, whole or not at all."""
         if self._path is None:
             raise ValueError("This record has no folder.")
-        replace(self._path, json.dumps({"cells": {name: dataclasses.asdict(cell) for name, cell in
+        files.replace(self._path, json.dumps({"cells": {name: dataclasses.asdict(cell) for name, cell in
                                                   self._cells.items()}}, indent=2).encode() + b"\n")
 
 
-def replace(path: epath.PathLike, data: bytes) -> epath.Path:
-    """Writes a file, whole or not at all, and returns its path."""
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if REMOTE in str(target):
-        target.write_bytes(data)  # an object appears when its upload is complete
-        return target
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(target)
-    return target
-
-
-@contextlib.contextmanager
-def alone(folder: str) -> Iterator[tuple[int, ...]]:
+def alone(folder: str) -> contextlib.AbstractContextManager[tuple[int, ...]]:
     """Makes a sweep's folder and keeps a second sweep out of it; yields the descriptors that its cells inherit.
 
     While a cell holds one, the folder stays locked, so that a cell that outlives a killed sweep is not started twice.
-    There is no lock in a bucket, nor on file systems that do not lock folders, such as some NFS.
 
     Raises:
       ValueError: another sweep runs there, or the folder is a file.
     """
-    if REMOTE in folder:
-        yield ()
-        return
-    path = pathlib.Path(folder)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--workdir={folder} is a file: name a folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"--workdir={folder} is in use by another sweep, or by a cell of one that was killed: "
-                             "wait for it, end it, or name another folder.") from error
-        except OSError as error:
-            logging.info("%s cannot be locked (%s): take care that no second sweep writes to it.", folder,
-                         error.strerror)
-        yield (lock,)
-    finally:
-        os.close(lock)
+    return files.alone(folder, flag="--workdir", other="sweep", busy="is in use by another sweep, or by a cell of one "
+                       "that was killed: wait for it, end it, or name another folder.")

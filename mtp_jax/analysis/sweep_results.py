@@ -11,7 +11,8 @@ from typing import Any
 from etils import epath
 
 from mtp_jax.analysis.sweep_cells import Cell, Standing, num_params, standing
-from mtp_jax.analysis.sweep_record import SweepRecord, replace
+from mtp_jax.analysis.sweep_record import SweepRecord
+from mtp_jax.files import replace
 
 CSV_FILE = "sweep.csv"
 Row = Mapping[str, Any]

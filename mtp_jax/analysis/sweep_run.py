@@ -21,7 +21,8 @@ from etils import epath
 
 from mtp_jax.analysis.sweep_board import Board
 from mtp_jax.analysis.sweep_cells import Cell, standing
-from mtp_jax.analysis.sweep_record import REMOTE, SweepRecord
+from mtp_jax.analysis.sweep_record import SweepRecord
+from mtp_jax.files import REMOTE
 
 LOG_FILE = "log.txt"
 DONE, ERROR, UNFINISHED, INTERRUPTED = 0, 1, 75, 130  # exit statuses of a run, and of the sweep

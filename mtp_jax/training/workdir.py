@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 import mtp_jax
+from mtp_jax import files
 from mtp_jax.checkpoints import load_extra
 from mtp_jax.config import Config, differences, dumps, free_on_resume, with_defaults
 
@@ -105,12 +106,5 @@ def _only_moved(name: str, old: Any, new: Any) -> bool:
 
 def write_config(workdir: epath.Path, config: Config, *, corpus_hash: str, tokenizer_hash: str) -> None:
     """Writes config.json, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG_FILE
     text = dumps(config, version=mtp_jax.__version__, corpus_hash=corpus_hash, tokenizer_hash=tokenizer_hash)
-    if "://" in str(path):
-        path.write_text(text)  # an object appears when its upload is complete
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    files.replace(workdir / CONFIG_FILE, text.encode())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
-import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +13,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from absl import logging
-
+from mtp_jax import files
 from mtp_jax.data.manifest import Manifest
 from mtp_jax.data.prepare.folder import begin, finish, finished, sweep, tidy
 from mtp_jax.data.prepare.plan import Plan, Settings, Shard
@@ -161,32 +158,11 @@ def _digest(settings: Settings, shard: Shard) -> dict[int, bytes]:
     return digests(settings, shard, _report)
 
 
-@contextlib.contextmanager
-def alone(output: Any) -> Iterator[None]:
+def alone(output: Any) -> contextlib.AbstractContextManager[tuple[int, ...]]:
     """Makes the folder, and keeps a second command out of it while this one writes.
-
-    There is no way to in a bucket, nor on file systems that do not lock folders, such as NFS.
 
     Raises:
       ValueError: another command is writing, or the folder is a file.
     """
-    if "://" in os.fspath(output):
-        yield
-        return
-    path = pathlib.Path(output)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--output={output} is a file: name a folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"--output={output} is being written by another command: wait for it, or name another "
-                             "folder.") from error
-        except OSError as error:
-            logging.info("%s cannot be locked (%s): take care that no second command writes to it.", output,
-                         error.strerror)
-        yield
-    finally:
-        os.close(lock)
+    return files.alone(output, flag="--output", other="command",
+                       busy="is being written by another command: wait for it, or name another folder.")

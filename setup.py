@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "etils[epath,epy]>=1.9",
+        "flatbuffers>=24.3",  # jax.export writes and reads its files with it and does not declare it
         "flax>=0.12.8",
         "grain>=0.2.18",
         "importlib_resources>=6.0",  # tensorflow-datasets needs it to write ArrayRecord and does not declare it
@@ -40,10 +41,11 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "kubeflow-trainer-api>=2.3.0", "mypy>=1.11", "pytest>=8.0", "pytest-xdist>=3.6",
-                 "ruff>=0.6"],
+        "test": ["gguf>=0.19", "hypothesis>=6.100", "kubeflow-trainer-api>=2.3.0", "mypy>=1.11", "pytest>=8.0",
+                 "pytest-xdist>=3.6", "ruff>=0.6"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
+        "gguf": ["gguf>=0.19"],
         "interop": ["torch==2.13.0", "transformers>=5.0"],
         "prepare": ["apache-beam>=2.77"],  # itself for Python 3.10 to 3.14; pins: constraints-prepare.txt
     },

@@ -128,7 +128,7 @@ def speed_lines(alone: Sequence[Generation], drafted: Sequence[Generation]) -> l
 def layer_lines(config: ModelConfig) -> list[str]:
     """Returns what the heads cost: how many layers a forward runs with all of them, and with head 1 alone."""
     kind, N = get_head_kind(config.head_kind), config.num_heads
-    alone, drafting = (num_trunk_layers(config) + kind.layers_per_head * kind.loaded(N, k) for k in (1, N))
+    alone, drafting = (num_trunk_layers(config) + kind.layers(kind.loaded(N, k)) for k in (1, N))
     if drafting == alone:
         return []
     return [f"    A forward with all heads runs {drafting} layers, with head 1 alone {alone}: the deeper the trunk, "

@@ -18,9 +18,11 @@ from etils import epath
 
 from mtp_jax.checkpoints import errors, integrity, reading, structure
 from mtp_jax.config import nearest
+from mtp_jax.model.heads import get_head_kind
 
 FRESH = "fresh"  # the word for a head that keeps its random initial values
 _PARAMS = structure.PARAMS
+_KIND = "parallel"  # where a caller, or what was saved, names no kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +56,15 @@ def load_params(path: epath.PathLike, *, like: Any = None, heads: int | None = N
       CheckpointError: there is no checkpoint, it is damaged (for a workdir: each is), or it holds no parameters.
       ValueError: `heads` is below 1, or more than there are.
     """
-    checkpoint = _locate(_absolute(path), verify=verify)
+    checkpoint = locate(path, verify=verify)
     stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
               if name.startswith(_PARAMS)}
     if not stored:
         raise errors.CheckpointError(f"The checkpoint {checkpoint} holds no parameters (nothing under {_PARAMS}): name "
                                      "a checkpoint that mtp_jax wrote.")
     if heads is not None:
-        stored = _first_heads(stored, heads)
+        kind = reading.read_extra(checkpoint).get("config", {}).get("model", {}).get("head_kind", _KIND)
+        stored = _first_heads(stored, heads, get_head_kind(kind).first_own)
     wanted: dict[str, Any] = dict(stored)
     if like is not None or heads is not None:
         targets = structure.flatten(like)
@@ -74,10 +77,11 @@ def load_params(path: epath.PathLike, *, like: Any = None, heads: int | None = N
 
 def load_extra(path: epath.PathLike) -> dict[str, Any]:
     """Returns what was saved beside the state of the newest undamaged checkpoint; `path` as for `load_params`."""
-    return reading.read_extra(_locate(_absolute(path), verify=False))
+    return reading.read_extra(locate(path, verify=False))
 
 
-def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, heads: Sequence[Any] = ()) -> dict:
+def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, heads: Sequence[Any] = (),
+                    head_kind: str = _KIND) -> dict:
     """Returns the new model's parameters, taken from another model's.
 
     All but the heads must match by path, shape and dtype. The heads, and an unembedding of their own, are mapped.
@@ -88,6 +92,7 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
         "fresh".
       heads: for each head of the new model the source's head, from 1, or "fresh" for the initial values of `target`.
         Empty: heads 1, 2, ... of the source.
+      head_kind: of both; it says from which head on they have parameters.
 
     Returns:
       Nested dict like `target`.
@@ -97,15 +102,16 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
       CheckpointMismatch: a leaf is missing, too many, misshapen or mistyped.
     """
     old, new = structure.flatten(source), structure.flatten(target)
-    rows = _match(old, new, heads)
+    first_own = get_head_kind(head_kind).first_own
+    rows = _match(old, new, heads, first_own)
     result = {}
     for name, leaf in new.items():
         if not _mapped(name, old, new):
             result[name] = _place(old[name], leaf)
-        elif all(row is None for row in rows):
+        elif not _used(own := _own_rows(name, rows, first_own)):
             result[name] = _concrete(name, leaf)
         else:
-            result[name] = _map_heads(name, old[name], leaf, rows)
+            result[name] = _map_heads(name, old[name], leaf, own)
     return structure.nest(result)
 
 
@@ -121,14 +127,15 @@ def check_source(path: epath.PathLike, target: Mapping[str, Any], *, heads: Sequ
     Raises:
       ValueError: as `load_params` (but for the checksums) and `initialise_from`, or the head kinds differ.
     """
-    checkpoint = _locate(_absolute(path), verify=False)
+    checkpoint = locate(path, verify=False)
     stored = {name.removeprefix(_PARAMS): leaf for name, leaf in reading.stored_leaves(checkpoint).items()
               if name.startswith(_PARAMS)}
-    rows = _match(stored, structure.flatten(target), heads)
+    new, first_own = structure.flatten(target), get_head_kind(head_kind).first_own
     kind = reading.read_extra(checkpoint).get("config", {}).get("model", {}).get("head_kind", head_kind)
-    if kind != head_kind and any(row is not None for row in rows):
+    if kind != head_kind and (not heads or any(entry != FRESH for entry in heads)):
         raise ValueError(f"init_from.path={os.fspath(path)!r} holds {kind!r} heads and model.head_kind={head_kind!r}: "
                          f"set model.head_kind={kind!r}, or every entry of init_from.heads to {FRESH!r}.")
+    _match(stored, new, heads, first_own)
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
@@ -142,14 +149,25 @@ def _mapped(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(structure.has_head_axis(name, leaf) for leaf in (old.get(name), new.get(name)) if leaf is not None)
 
 
-def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any]) -> list[int | None]:
+def _own_rows(name: str, rows: list[int | None], first_own: int) -> list[int | None]:
+    """Returns `rows` as a parameter counts them: one entry a head that has it, each the source's row of it."""
+    skipped = first_own - 1 if name.startswith("heads/") else 0  # unembeddings have a row for every head
+    return [None if row is None else row - skipped for row in rows[skipped:]]
+
+
+def _used(rows: list[int | None]) -> bool:
+    """Tells whether anything is taken from the source."""
+    return any(row is not None for row in rows)
+
+
+def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any], first_own: int) -> list[int | None]:
     """Checks that the source's leaves fit the new model's; returns what `_resolve_heads` does."""
-    rows = _resolve_heads(tuple(heads), _count_heads(old), _count_heads(new))
+    rows = _resolve_heads(tuple(heads), _count_heads(old, first_own), _count_heads(new, first_own), first_own)
     _check_trunk(old, new)
     strict_old, strict_new = dict(old), dict(new)
     for leaves in (strict_old, strict_new):
         for name in [name for name in leaves if _mapped(name, old, new)]:
-            if all(row is None for row in rows):  # nothing of the source's heads is used, not even their existence
+            if not _used(_own_rows(name, rows, first_own)):  # nothing of the source's heads is used, not even their existence
                 del leaves[name]
             else:
                 leaves[name] = structure.Leaf(tuple(leaves[name].shape[1:]), leaves[name].dtype)
@@ -161,8 +179,9 @@ def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any])
     return rows
 
 
-def _locate(path: epath.Path, *, verify: bool) -> epath.Path:
-    """Returns the directory of the undamaged checkpoint that `path` means."""
+def locate(path: epath.PathLike, *, verify: bool) -> epath.Path:
+    """Returns the directory of the undamaged checkpoint that `path` means; see `load_params`."""
+    path = _absolute(path)
     if path.name.isdecimal() and any((path / name).exists() for name in (reading.STATE, integrity.MANIFEST)):
         faults = integrity.find_faults(path, verify=verify)
         if faults:
@@ -199,21 +218,21 @@ def _divides(sharding: Any, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _first_heads(stored: Mapping[str, structure.Leaf], heads: int) -> dict[str, structure.Leaf]:
-    """Returns the leaves with the first so many entries of those that have one a head."""
-    there = _count_heads(stored)
+def _first_heads(stored: Mapping[str, structure.Leaf], heads: int, first_own: int) -> dict[str, structure.Leaf]:
+    """Returns the leaves with the first so many entries of those that have one a head; without those of no entry."""
+    there = _count_heads(stored, first_own)
     if not 1 <= heads <= there:
         raise ValueError(f"heads={heads}, but the checkpoint has {there}: ask for 1 to {there}.")
-    return {name: structure.Leaf((heads, *leaf.shape[1:]), leaf.dtype) if structure.has_head_axis(name, leaf) else leaf
-            for name, leaf in stored.items()}
+    return structure.first_heads(stored, heads, first_own)
 
 
-def _count_heads(leaves: Mapping[str, Any]) -> int:
-    """Returns N, the leading axis of the heads' parameters; 0 without heads."""
-    return next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith("heads/")), 0)
+def _count_heads(leaves: Mapping[str, Any], first_own: int) -> int:
+    """Returns N, by the leading axis of the heads' parameters; 0 where head 1 should have some and there are none."""
+    own = next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith("heads/")), 0)
+    return own + first_own - 1
 
 
-def _resolve_heads(heads: tuple[Any, ...], old: int, new: int) -> list[int | None]:
+def _resolve_heads(heads: tuple[Any, ...], old: int, new: int, first_own: int) -> list[int | None]:
     """Returns for each head of the new model the source's head from 0, or None for a fresh one."""
     if not heads:
         if new > old:
@@ -225,7 +244,7 @@ def _resolve_heads(heads: tuple[Any, ...], old: int, new: int) -> list[int | Non
         raise ValueError(f"init_from.heads={heads} has {len(heads)} entries for model.num_heads={new}: give one for "
                          f"each head of the new model, a number from 1 to {old} or {FRESH!r}.")
     rows: list[int | None] = []
-    for entry in heads:
+    for number, entry in enumerate(heads, 1):
         if isinstance(entry, str) and entry.isdecimal():
             entry = int(entry)  # a flag cannot mix numbers and words
         if entry == FRESH:
@@ -236,6 +255,10 @@ def _resolve_heads(heads: tuple[Any, ...], old: int, new: int) -> list[int | Non
         elif isinstance(entry, bool) or not isinstance(entry, int) or not 1 <= entry <= old:
             raise ValueError(f"init_from.heads={heads} holds {entry!r}, but the source's heads are numbered from 1 to "
                              f"{old}: use one of these, or {FRESH!r} for random initial values.")
+        elif entry != number and min(entry, number) < first_own:
+            raise ValueError(f"init_from.heads={heads} takes head {number} from head {entry}, but of this kind only "
+                             f"heads from {first_own} on have parameters: give {first_own - 1} at place "
+                             f"{first_own - 1}, and a number from {first_own} or {FRESH!r} after it.")
         else:
             rows.append(entry - 1)
     return rows

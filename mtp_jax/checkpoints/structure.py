@@ -61,6 +61,27 @@ def has_head_axis(name: str, leaf: Any) -> bool:
     return (name.startswith("heads/") and len(leaf.shape) > 0) or (name == _UNEMBEDDING and len(leaf.shape) == 3)
 
 
+def first_heads(leaves: Mapping[str, Any], heads: int, first_own: int) -> dict[str, Leaf]:
+    """Returns shapes and dtypes of a model's parameters that its first heads need.
+
+    Args:
+      leaves: {path among the parameters: anything with shape and dtype}.
+      heads: how many heads, from head 1.
+      first_own: number of the first head with parameters under heads/.
+
+    Returns:
+      Those with one entry a head cut to the first ones, and left out where no entry is left.
+    """
+    cut = {}
+    for name, leaf in leaves.items():
+        shape = tuple(leaf.shape)
+        if has_head_axis(name, leaf):
+            shape = (heads - first_own + 1 if name.startswith("heads/") else heads, *shape[1:])
+        if not shape or shape[0] > 0:
+            cut[name] = Leaf(shape, leaf.dtype)
+    return cut
+
+
 def nbytes(leaves: Mapping[str, Any]) -> int:
     """Returns the bytes of all leaves together, over all hosts, before compression."""
     return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves.values())

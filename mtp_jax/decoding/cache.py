@@ -59,7 +59,7 @@ def cache_bytes(config: ModelConfig, *, batch: int, capacity: int, heads: int,
 def cached_heads(config: ModelConfig, heads: int) -> int:
     """Returns how many heads have something to remember when the first `heads` are used."""
     kind = get_head_kind(config.head_kind)
-    return kind.loaded(config.num_heads, heads) if kind.caches else 0
+    return kind.own(kind.loaded(config.num_heads, heads)) if kind.caches else 0
 
 
 def fill(trunk: Sequence[KeysValues], heads: Sequence[KeysValues], lengths_B: jax.Array, capacity: int) -> Cache:

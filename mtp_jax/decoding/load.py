@@ -51,29 +51,52 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
       CheckpointError: there is no checkpoint, or each is damaged.
     """
     folder = epath.Path(workdir).expanduser()
-    path = _checkpoint(folder, step)
-    stored = _stored(folder, path)
-    config = _config(folder, stored)
+    run = read_run(folder, tokenizer=tokenizer, step=step)
+    config = run.config
     heads = config.model.num_heads if heads is None else heads
     window = config.data.seq_len if window is None else window
     check_use(config.model, heads=heads, window=window, cache_dtype=cache_dtype or config.model.dtype)
     if window > config.data.seq_len:
         logging.warning("window=%d is longer than the %d tokens of context that %s was trained on: what comes after "
                         "those may be poor.", window, config.data.seq_len, folder)
-    found = _tokenizer(config, tokenizer, stored.get("tokenizer_hash"), folder)
-    config.model.validate()
     layout = None if mesh is None else Layout.create(make_mesh(mesh), config.parallel.rules)
     spec = ModelSpec.create(config.model)
     rows = get_head_kind(config.model.head_kind).loaded(config.model.num_heads, heads)
     like = _wanted(spec, rows, layout)
-    source = load_params(path, like=like, heads=rows, verify=config.checkpoint.verify)
+    source = load_params(run.checkpoint, like=like, heads=rows, verify=config.checkpoint.verify)
     structure.check_same(
         structure.flatten(source.params), structure.flatten(like), where=f"The checkpoint {source.path}",
         remedy=f"{folder / workdirs.CONFIG_FILE} tells of another model: restore the one that training wrote, or "
                "delete it, for the checkpoints hold the same settings.")
-    model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=found, window=window, layout=layout,
+    model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=run.tokenizer, window=window, layout=layout,
                                       cache_dtype=cache_dtype)
     return dataclasses.replace(model, source=os.fspath(folder), step=source.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """What a workdir says of its run.
+
+    Attributes:
+      checkpoint: what `load_params` is to read: the workdir, or one of its checkpoints.
+      stored: config.json as it stands, with the facts beside the settings.
+      config: the settings.
+      tokenizer: the run's, checked.
+    """
+
+    checkpoint: epath.Path
+    stored: Mapping[str, Any]
+    config: Config
+    tokenizer: Tokenizer
+
+
+def read_run(folder: epath.Path, *, tokenizer: str | Tokenizer | None = None, step: int | None = None) -> SavedRun:
+    """Reads what a workdir says of its run, and no array; arguments and errors are those of `load_model`."""
+    path = _checkpoint(folder, step)
+    stored = _stored(folder, path)
+    config = _config(folder, stored)
+    config.model.validate()
+    return SavedRun(path, stored, config, _tokenizer(config, tokenizer, stored.get("tokenizer_hash"), folder))
 
 
 def read_config(workdir: epath.PathLike) -> Config:
@@ -170,14 +193,14 @@ def _tokenizer(config: Config, given: str | Tokenizer | None, wanted: str | None
 
 
 def _wanted(spec: ModelSpec, rows: int, layout: Layout | None) -> dict[str, Any]:
-    """Returns shapes, dtypes and shardings of the parameters, those with one entry a head cut to the first `rows`.
+    """Returns shapes, dtypes and shardings of the parameters, those with one entry a head cut to the first `rows` heads.
 
     Decoding runs heads one after the other, so the axis of heads is not split, whatever the rules say of training.
     """
     axes, wanted = flatten_params(spec.axes), {}
-    for name, leaf in structure.flatten(spec.shapes).items():
-        shape = (rows, *leaf.shape[1:]) if structure.has_head_axis(name, leaf) else leaf.shape
+    first_own = get_head_kind(spec.config.head_kind).first_own
+    for name, leaf in structure.first_heads(structure.flatten(spec.shapes), rows, first_own).items():
         names = tuple(None if axis == "pred_heads" else axis for axis in axes[name])
-        sharding = None if layout is None else layout.sharding(names, shape, name)
-        wanted[name] = structure.placed(structure.Leaf(shape, leaf.dtype), sharding)
+        sharding = None if layout is None else layout.sharding(names, leaf.shape, name)
+        wanted[name] = structure.placed(leaf, sharding)
     return structure.nest(wanted)

@@ -26,7 +26,7 @@ class Weights:
     Attributes:
       embedding_VxD: token vectors.
       trunk: the parameters of each layer.
-      heads: of each head that is loaded, from head 1.
+      heads: of each head that is loaded and has parameters, from the kind's `first_own` on.
       final_norm: of the final norm.
       unembedding_DxV: one a head, or one for all of them.
     """
@@ -73,8 +73,8 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
     Returns:
       The weights, in `config.dtype` but for the scales of norms, which keep theirs.
     """
-    config = spec.config
-    loaded = get_head_kind(config.head_kind).loaded(config.num_heads, heads)
+    config, kind = spec.config, get_head_kind(spec.config.head_kind)
+    loaded = kind.loaded(config.num_heads, heads)
 
     def split(stacked: Params, count: int) -> tuple[Params, ...]:
         return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
@@ -87,7 +87,7 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
         # Transposed: with the vocabulary last, a product of few rows takes half the time on CPU.
         matrices = tuple(kernel[i] for i in range(loaded)) if kernel.ndim == 3 else (kernel,)
         return Weights(embedding_VxD, split(params["trunk"], num_trunk_layers(config)) if "trunk" in params else (),
-                       split(params["heads"], loaded), params["final_norm"],
+                       split(params.get("heads", {}), kind.own(loaded)), params["final_norm"],
                        tuple(matrix.T for matrix in matrices))
 
     if layout is None:
@@ -119,15 +119,17 @@ def _shardings(spec: ModelSpec, loaded: int, layout: Layout) -> Weights:
 
     trunk = (lay("trunk", True),) * num_trunk_layers(spec.config) if "trunk" in spec.axes else ()
     matrices: Any = (layout.sharding(("embed", "vocab")),) * (loaded if spec.config.unembedding == "replicated" else 1)
-    return Weights(lay("embedding", False)["embedding"], trunk, (lay("heads", True),) * loaded,
+    own = get_head_kind(spec.config.head_kind).own(loaded)
+    return Weights(lay("embedding", False)["embedding"], trunk, (lay("heads", True),) * own if own else (),
                    lay("final_norm", False), matrices)
 
 
 def first_heads(config: ModelConfig, weights: Weights, heads: int) -> Weights:
     """Returns the weights that using the first `heads` heads takes."""
-    loaded = get_head_kind(config.head_kind).loaded(config.num_heads, heads)
+    kind = get_head_kind(config.head_kind)
+    loaded = kind.loaded(config.num_heads, heads)
     unembedding = weights.unembedding_DxV[:loaded] if len(weights.unembedding_DxV) > 1 else weights.unembedding_DxV
-    return dataclasses.replace(weights, heads=weights.heads[:loaded], unembedding_DxV=unembedding)
+    return dataclasses.replace(weights, heads=weights.heads[:kind.own(loaded)], unembedding_DxV=unembedding)
 
 
 def embed(config: ModelConfig, weights: Weights, tokens_BxQ: jax.Array) -> jax.Array:

@@ -112,7 +112,8 @@ def block_flops(config: Config, capacity: int) -> float:
     kind = get_head_kind(model.head_kind)
     head, logits = kind.matmul_flops(model, layer), 2 * model.d_model * model.padded_vocab_size
     written = 4 * model.d_model * model.kv_heads * model.attention_head_dim if kind.caches else 0
-    a_row = k * (num_trunk_layers(model) * layer + head + logits) + (k - 1) * (head + logits + (k - 1) * written)
+    first = head if kind.own(1) else 0
+    a_row = k * (num_trunk_layers(model) * layer + first + logits) + (k - 1) * (head + logits + (k - 1) * written)
     return config.data.batch_size * a_row
 
 

@@ -165,7 +165,7 @@ class Estimator:
         each = {"full": residual, "dots": residual + products, "none": KEPT_BY_NONE * (inside - unsplit)}[choice.remat]
         kind, split_heads = get_head_kind(model.head_kind), self.parts("pred_heads", sizes)
         # Heads side by side read the same state; those that stack keep one each.
-        deep = kind.layers_per_head * model.num_heads / split_heads
+        deep = kind.layers(model.num_heads) / split_heads
         layers = num_trunk_layers(model) + (0 if choice.remat == "full" and kind.abreast else deep)
         matrix = model.padded_vocab_size / self.parts("vocab", sizes) * model.d_model
         logits = min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size / self.parts("vocab", sizes))
@@ -195,7 +195,7 @@ class Estimator:
         crossing = sum(sent for axis, sent in wires.items() if slices[axis] > 1)
         model, sizes = self.config.model, choice.sizes
         width, passes = jnp.dtype(model.dtype).itemsize, 3 if choice.remat == "full" else 2
-        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers_per_head * model.num_heads
+        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
         tokens = (self.config.data.batch_size / self.parts("batch", sizes) * self.config.data.seq_len
                   / self.parts("length", sizes))
         moved = 2 * self.memory(choice).state + passes * width * layers * (
@@ -227,7 +227,7 @@ class Estimator:
         parts, again = choice.microbatches, 1 if choice.remat == "full" else 0
         rows = self.config.data.batch_size / self.parts("batch", sizes)
         tokens = rows * self.config.data.seq_len / self.parts("length", sizes)  # of all microbatches
-        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers_per_head * model.num_heads
+        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
 
         def ring(axis: str) -> float:
             return (sizes[axis] - 1) / sizes[axis]
@@ -284,8 +284,9 @@ def executed_flops(config: Config, remat: str, devices: int, pred_heads: int, *,
         "none": 0, "dots": layer - flops.layer_flops(model, seq_len=0), "full": layer}[remat]
     vocab = model.padded_vocab_size if executed else model.vocab_size or 0
     trunk = num_trunk_layers(model) * (3 * layer + again)
-    heads = model.num_heads * (3 * (kind.matmul_flops(model, layer) + 2 * model.d_model * vocab)
-                               + kind.layers_per_head * again)  # linear heads are not run again
+    heads = (3 * kind.own(model.num_heads) * kind.matmul_flops(model, layer)
+             + 3 * model.num_heads * 2 * model.d_model * vocab
+             + kind.layers(model.num_heads) * again)  # linear heads are not run again
     return (trunk * pred_heads + heads) * config.data.batch_size * config.data.seq_len / devices
 
 

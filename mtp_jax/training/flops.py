@@ -5,7 +5,7 @@ width, L tokens a row, V vocabulary, T trunk layers, N heads):
 
     layer      = 2 D C (A + 2 K)  +  2 A C D  +  6 D F  +  attention
     attention  = 2 A C L          scores and weighted values over the L / 2 tokens that a causal mask leaves on average
-    forward    = T layer + N (head + 2 D V)
+    forward    = T layer + M head + N 2 D V    of M of the N heads with parameters of their own
     train step = 3 forward        the backward pass forms two products for each product of the forward pass
 
 `head` is what one prediction head runs before its unembedding: a layer, or 2 D D for a linear head. The lookup of
@@ -54,7 +54,7 @@ def layer_flops(model: ModelConfig, *, seq_len: int, executed: bool = False) -> 
 
 
 def forward_flops(model: ModelConfig, *, seq_len: int, trunk_layers: int, head_flops: int,
-                  executed: bool = False) -> int:
+                  own_heads: int | None = None, executed: bool = False) -> int:
     """Returns the forward FLOPs per token of the whole model: trunk, all heads, an unembedding for each.
 
     Args:
@@ -62,20 +62,22 @@ def forward_flops(model: ModelConfig, *, seq_len: int, trunk_layers: int, head_f
       seq_len: L, tokens a row.
       trunk_layers: T; for head kinds made of a layer it is num_layers - num_heads + extra_trunk_layers.
       head_flops: FLOPs per token of one head before its unembedding: `layer_flops(...)`, or 2 D D for a linear head.
+      own_heads: M, heads that have those FLOPs; None: all N.
       executed: count what plain kernels run, see the module.
     """
     if model.vocab_size is None:
         raise ValueError("model.vocab_size=None is not resolved yet: set it to the tokenizer's vocabulary size.")
     vocab = model.padded_vocab_size if executed else model.vocab_size
     trunk = trunk_layers * layer_flops(model, seq_len=seq_len, executed=executed)
-    return trunk + model.num_heads * (head_flops + 2 * model.d_model * vocab)
+    own_heads = model.num_heads if own_heads is None else own_heads
+    return trunk + own_heads * head_flops + model.num_heads * 2 * model.d_model * vocab
 
 
 def train_flops(model: ModelConfig, *, seq_len: int, trunk_layers: int, head_flops: int,
-                executed: bool = False) -> int:
+                own_heads: int | None = None, executed: bool = False) -> int:
     """Returns the FLOPs per token of a training step, three times the forward pass; arguments as `forward_flops`."""
     return 3 * forward_flops(model, seq_len=seq_len, trunk_layers=trunk_layers, head_flops=head_flops,
-                             executed=executed)
+                             own_heads=own_heads, executed=executed)
 
 
 def peak_tflops(device_kind: str) -> float | None:

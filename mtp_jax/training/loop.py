@@ -97,7 +97,8 @@ class Run:
         state = self.program.init(jax.random.key(self.config.train.seed))
         if self.config.init_from.path:
             source = load_params(self.config.init_from.path, like=state.params, verify=self.config.checkpoint.verify)
-            params = initialise_from(source.params, state.params, heads=self.config.init_from.heads)
+            params = initialise_from(source.params, state.params, heads=self.config.init_from.heads,
+                                     head_kind=self.config.model.head_kind)
             state = dataclasses.replace(state, params=params)
             logging.info("Starting from the parameters of %s.", source.path)
         return state, 0, 0

@@ -78,6 +78,7 @@ def rest_idle_heads(updates: Params, axes: Params, *, needed_N: jax.Array, weigh
         if flat_axes[path][0] != "pred_heads":
             return update
         active_N = weighted_N if path.startswith("unembedding/") else needed_N
+        active_N = active_N[active_N.shape[0] - update.shape[0]:]  # head 1 may have no entry (`HeadKind.first_own`)
         return jnp.where(active_N.reshape((-1,) + (1,) * (update.ndim - 1)), update, 0)
 
     return nest({path: rest(path, update) for path, update in flatten_params(updates).items()})

@@ -77,8 +77,9 @@ class Program:
     def _flops(self, executed: bool) -> int:
         model, L = self.config.model, self.config.data.seq_len
         layer = flops.layer_flops(model, seq_len=L, executed=executed)
-        head = get_head_kind(model.head_kind).matmul_flops(model, layer)
-        return flops.train_flops(model, seq_len=L, trunk_layers=num_trunk_layers(model), head_flops=int(head),
+        kind = get_head_kind(model.head_kind)
+        return flops.train_flops(model, seq_len=L, trunk_layers=num_trunk_layers(model),
+                                 head_flops=int(kind.matmul_flops(model, layer)), own_heads=kind.own(model.num_heads),
                                  executed=executed)
 
     def state_bytes(self) -> int:
@@ -98,7 +99,8 @@ class Program:
         attention = (model.num_attention_heads + model.kv_heads) * 2 * model.attention_head_dim
         kept = {"none": 4 * model.d_model + attention + 3 * model.mlp_dim, "dots": 2 * model.d_model + attention
                 + 2 * model.mlp_dim, "full": model.d_model}[compute.remat]
-        activations = tokens * width * (model.num_layers * kept + 2 * model.num_heads * model.d_model)
+        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
+        activations = tokens * width * (layers * kept + 2 * model.num_heads * model.d_model)
         logits = 3 * min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size)
         return self.state_bytes() + params + activations + logits
 
@@ -145,7 +147,7 @@ def build_program(config: Config, devices: Sequence[jax.Device] | None = None) -
                          "set pred_heads:1 and give the devices to data, fsdp or tensor.")
     if config.compute.run_heads == "vmap" and not kind.abreast:
         raise ValueError(f"compute.run_heads='vmap' cannot be had with model.head_kind={config.model.head_kind!r}, "
-                         "whose heads stack on each other: choose 'auto' or 'scan'.")
+                         "whose heads run one after the other: choose 'auto' or 'scan'.")
 
     flat_axes = flatten_params(spec.axes)
     shardings = nest({path: layout.sharding(flat_axes[path], leaf.shape, path)

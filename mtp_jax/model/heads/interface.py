@@ -17,6 +17,7 @@ from mtp_jax.model.stacks import Execution, map_heads
 from mtp_jax.registry import claim
 
 Norm = Callable[[jax.Array], jax.Array]
+Ahead = Callable[[jax.typing.ArrayLike], jax.Array]
 
 HEAD_KINDS: dict[str, HeadKind] = {}
 
@@ -29,20 +30,26 @@ class HeadKind(abc.ABC):
         `num_layers` counts both and the number of parameters does not depend on N.
       abreast: whether heads may be computed side by side.
       caches: whether a head has keys and values to remember when decoding.
+      first_own: number of the first head with parameters of its own, 1 or 2. Where it is 2, head 1 is the trunk with
+        the final norm and the unembedding, and the stacks of `parameters` have N - 1 entries: none of them is head 1's.
+      in_turn: whether the heads draft one after the other, each from the draft of the head before it, by `in_line`
+        instead of `further`. Such drafts are a chain.
     """
 
     layers_per_head: int = 1
     abreast: bool = True
-
     caches: bool = True
+    first_own: int = 1
+    in_turn: bool = False
 
     @abc.abstractmethod
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-        """Makes the parameters of all heads, each with a leading axis `pred_heads` of length N."""
+        """Makes the parameters of all heads from `first_own` on, each with a leading axis `pred_heads`; `nnx.Module()`
+        where there are none."""
 
     @abc.abstractmethod
     def __call__(self, heads: nnx.Module, norm: Norm, z_BxLxD: jax.Array, context: RowContext, *,
-                 active_N: jax.Array, gates_N: jax.Array | None, execution: Execution) -> jax.Array:
+                 active_N: jax.Array, gates_N: jax.Array | None, execution: Execution, ahead: Ahead) -> jax.Array:
         """Runs the heads.
 
         Args:
@@ -53,10 +60,12 @@ class HeadKind(abc.ABC):
           active_N: bool, False where the head need not be computed; its output is then not read.
           gates_N: factor, 0 or 1, on the gradient that head k sends through its input; None: all 1.
           execution: how to run stacks.
+          ahead: (m) -> the embedding of the token m places after each position, [B, L, D]; past the row's end that of
+            id 0. Document ends are not looked at.
 
         Returns:
-          h_NxBxLxD, ready for the unembedding. Row k - 1 predicts the token k places ahead and depends on no token
-          after its own position.
+          h_NxBxLxD, ready for the unembedding. Row k - 1 predicts the token k places ahead. It depends on no token
+          after its own position; a kind that reads `ahead(m)` in it, on none more than m <= k - 1 places after.
         """
 
     def first(self, heads: Sequence[Any], norm: Norm, z_BxQxD: jax.Array, context: BlockContext,
@@ -64,11 +73,11 @@ class HeadKind(abc.ABC):
         """Decoding, first half: what head 1 says after every position of a block.
 
         Args:
-          heads: a module for each head that is loaded, from head 1 on.
+          heads: a module for each head that is loaded and has parameters, from head `first_own` on.
           norm: the model's final norm.
           z_BxQxD: output of the trunk on the block.
           context: of the block.
-          memories: for each head that is loaded what it has cached; None: nothing yet.
+          memories: for each of `heads` what it has cached; None: nothing yet.
           dtype: of the cache.
 
         Returns:
@@ -97,15 +106,47 @@ class HeadKind(abc.ABC):
           used: how many heads draft, head 1 included; at most as many as are loaded.
 
         Returns:
-          h_Bx1xD of heads 2..used, and the block's keys and values for each head that is loaded (none if the kind
-          caches nothing).
+          h_Bx1xD of heads 2..used, and the block's keys and values for each of `heads` (none if the kind caches
+          nothing).
         """
         raise NotImplementedError(f"{type(self).__name__} lacks `first` and `further`, which decoding needs.")
+
+    def in_line(self, heads: Sequence[Any], h_BxQxD: jax.Array, line_BxE: jax.Array, index_B: jax.Array | None,
+                context: BlockContext, memories: Sequence[KeysValues | None], dtype: jax.typing.DTypeLike,
+                embed: Norm, say: Callable[[jax.Array, int], jax.Array]
+                ) -> tuple[jax.Array, list[jax.Array], list[KeysValues]]:
+        """Decoding, second half, of a kind that drafts `in_turn`: heads 2, 3, .. each read the draft before theirs.
+
+        Args:
+          heads: a module for each of the J heads from head 2 on.
+          h_BxQxD: states of head 1 over settled tokens, from `first`.
+          line_BxE: ids, E = Q + J: those of the same positions and J more, of which the one after `index_B` is settled.
+          index_B: the last settled position that has a state; the drafts are for two places after it and on. None: the
+            whole line is settled, nothing is drafted and the states of all Q positions are wanted.
+          context: of the Q positions.
+          memories: for each of the heads what it has cached; None: nothing yet.
+          dtype: of the cache.
+          embed: ids -> token vectors.
+          say: (state of one position [B, 1, D], number of the head) -> its likeliest id [B].
+
+        Returns:
+          The line with the drafts in it, h_Bx1xD of each of the heads (h_BxQxD without an index), and the keys and
+          values of the Q positions for each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lacks `in_line`, which decoding `in_turn` needs.")
 
     def loaded(self, num_heads: int, used: int) -> int:
         """Returns how many heads, counted from head 1, must be loaded so that the first `used` can be run."""
         del num_heads
         return used
+
+    def own(self, heads: int) -> int:
+        """Returns how many of the first so many heads have parameters of their own."""
+        return max(0, heads - self.first_own + 1)
+
+    def layers(self, heads: int) -> int:
+        """Returns how many transformer layers the first so many heads run after the trunk."""
+        return self.layers_per_head * heads
 
     def active(self, weights_N: jax.Array) -> jax.Array:
         """Returns which heads have to be computed, [N] bool, for these loss weights."""
@@ -117,7 +158,7 @@ class HeadKind(abc.ABC):
         return jnp.where(jnp.arange(num_heads) > 0, 0.0, 1.0)
 
     def matmul_flops(self, config: ModelConfig, layer_flops: float) -> float:
-        """Returns the forward matmul FLOPs of one head for one token, without the unembedding.
+        """Returns the forward matmul FLOPs of one head with parameters for one token, without the unembedding.
 
         Args:
           config: the model's.

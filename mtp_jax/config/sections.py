@@ -24,6 +24,7 @@ class ModelConfig:
     d_ff: int | None = None  # F, inner width of the SwiGLU; None: 8/3 d_model rounded up to d_ff_multiple
     d_ff_multiple: int = 128  # rounding of a derived d_ff; 128 is a TPU lane count
     head_kind: str = "parallel"  # wiring of the heads; see mtp_jax/model/heads
+    medusa_layers: int = 1  # residual layers of a head of kind "medusa"; one is what Medusa and vLLM's models have
     unembedding: str = "shared"  # "shared": one matrix for all heads; "replicated": one a head (the paper's bytes)
     tie_embedding: bool = False  # use the embedding as unembedding (needs "shared"); the paper does not tie
     vocab_size: int | None = None  # token ids in use; None: the tokenizer's
@@ -57,7 +58,7 @@ class ModelConfig:
 
     def validate(self) -> None:
         check_positive("model", self, "num_heads", "num_layers", "d_model", "num_attention_heads", "num_kv_heads",
-                       "head_dim", "d_ff", "d_ff_multiple", "vocab_size", "vocab_multiple")
+                       "head_dim", "d_ff", "d_ff_multiple", "vocab_size", "vocab_multiple", "medusa_layers")
         check_positive("model", self, "extra_trunk_layers", minimum=0)
         check_positive("model", self, "rope_theta", "norm_eps", "init_std", minimum=1e-30)
         if self.head_dim is None and self.d_model % self.num_attention_heads:
@@ -71,6 +72,9 @@ class ModelConfig:
             raise ValueError(
                 f"model.num_attention_heads={self.num_attention_heads} is not divisible by model.num_kv_heads="
                 f"{self.kv_heads}: each KV head serves a whole group of query heads.")
+        if self.medusa_layers != 1 and self.head_kind != "medusa":
+            raise ValueError(f"model.medusa_layers={self.medusa_layers} means nothing for model.head_kind="
+                             f"{self.head_kind!r}: leave it at 1, or set model.head_kind='medusa'.")
         check_choice("model.unembedding", self.unembedding, ("shared", "replicated"))
         for name in ("param_dtype", "dtype"):
             check_choice(f"model.{name}", getattr(self, name), ("float64", "float32", "bfloat16"))

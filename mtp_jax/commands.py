@@ -17,6 +17,8 @@ from mtp_jax.config import Config, from_config_dict, nearest
 
 _DEFINE: dict[type, Callable[..., Any]] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
                                            float: flags.DEFINE_float, str: flags.DEFINE_string}
+_DEFINE_FIELD: dict[str, Callable[..., Any]] = {**{kind.__name__: define for kind, define in _DEFINE.items()},
+                                                "tuple[str, ...]": flags.DEFINE_multi_string}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,21 @@ def run(main: Callable[[], int], *names: str) -> NoReturn:
         return main()
 
     app.run(start)
+
+
+def define_flags(settings: type[Any]) -> dict[str, flags.FlagHolder]:
+    """Defines a flag for each field of a dataclass made of `mtp_jax.config.generation.flag`; and returns them."""
+    own = {}
+    for field in dataclasses.fields(settings):
+        kind = str(field.type).removesuffix(" | None")
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        own[field.name] = _DEFINE_FIELD[kind](field.name, default, field.metadata["help"])
+    return own
+
+
+def values_of(own: dict[str, flags.FlagHolder]) -> dict[str, Any]:
+    """Returns the values of the flags of `define_flags`, lists as tuples."""
+    return {name: tuple(flag.value) if isinstance(flag.value, list) else flag.value for name, flag in own.items()}
 
 
 def define_experiment(get_config: Callable[..., Any]) -> Experiment:

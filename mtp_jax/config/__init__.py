@@ -19,6 +19,7 @@ from mtp_jax.config.conversion import (
     to_dict,
     with_defaults,
 )
+from mtp_jax.config.convert import ConvertConfig
 from mtp_jax.config.data import DataConfig, MixtureConfig
 from mtp_jax.config.generation import GenerationConfig
 from mtp_jax.config.sections import (
@@ -34,8 +35,8 @@ from mtp_jax.config.sections import (
     TrainConfig,
 )
 
-__all__ = ["CheckpointConfig", "ComputeConfig", "Config", "DataConfig", "FREE_ON_RESUME", "GenerationConfig",
-           "InitFromConfig", "LoggingConfig", "MixtureConfig", "ModelConfig", "ObjectiveConfig", "OptimizerConfig",
-           "ParallelConfig", "TrainConfig", "check_choice", "check_positive", "check_seed", "default_config",
-           "differences", "dumps", "flatten", "free_on_resume", "from_config_dict", "from_dict", "nearest",
-           "to_config_dict", "to_dict", "with_defaults"]
+__all__ = ["CheckpointConfig", "ComputeConfig", "Config", "ConvertConfig", "DataConfig", "FREE_ON_RESUME",
+           "GenerationConfig", "InitFromConfig", "LoggingConfig", "MixtureConfig", "ModelConfig", "ObjectiveConfig",
+           "OptimizerConfig", "ParallelConfig", "TrainConfig", "check_choice", "check_positive", "check_seed",
+           "default_config", "differences", "dumps", "flatten", "free_on_resume", "from_config_dict", "from_dict",
+           "nearest", "to_config_dict", "to_dict", "with_defaults"]

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 
-def _flag(default: Any, text: str) -> Any:
+def flag(default: Any, text: str) -> Any:
+    """Returns a field with this default, whose flag has this help."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -15,37 +16,37 @@ def _flag(default: Any, text: str) -> Any:
 class GenerationConfig:
     """What is generated, from what, and how it is shown. No field is stored in a workdir."""
 
-    workdir: str = _flag("", "Folder of a trained run; may lie in a bucket.")
-    prompt: tuple[str, ...] = _flag((), "Text to continue. May be repeated: all are continued together, as a batch.")
-    prompt_file: str = _flag("", "File with the text to continue, taken as it is; or a .jsonl (or .jsonl.gz) with the "
-                             "field \"prompt\" or \"text\" in each line, a batch.")
-    max_new_tokens: int = _flag(128, "Tokens to add, at most.")
-    heads: str = _flag("", "Heads to draft with, from 1 (head 1 alone, no drafts) to the model's number; or auto: what "
-                       "makes the most tokens per second here. Default: all.")
-    tree: int = _flag(0, "Draft a tree of so many tokens a forward, by --calibrate's figures; 0: a chain, one token a "
-                      "head.")
-    temperature: float = _flag(0.0, "0: always the most likely token. Above: drawn; larger is more varied. Drafting "
-                               "changes neither the text at 0 nor the odds above it.")
-    top_k: int = _flag(0, "Draw only from this many of the most likely tokens; 0: from all.")
-    top_p: float = _flag(1.0, "Draw only from the most likely tokens that together have this probability; 1: from all.")
-    min_p: float = _flag(0.0, "Draw only from tokens that are at least this share as likely as the likeliest.")
-    typical: bool = _flag(False, "Accept any draft that is likely enough (typical acceptance). Faster, and NOT "
-                          "lossless: the text differs from what the model alone would write.")
-    typical_epsilon: float = _flag(0.09, "--typical accepts a draft whose probability is above this, or above ...")
-    typical_delta: float = _flag(0.3, "... this times exp(-entropy), where that is less.")
-    seed: int = _flag(0, "Of the draws; the same seed gives the same text.")
-    stop: tuple[str, ...] = _flag((), "End before this token: its id, or a text that is one token. May be repeated. "
-                                  "Default: the tokenizer's EOS, which is given by its id beside others.")
-    window: int | None = _flag(None, "Tokens of context, prompt and new ones. Default: what the run was trained on.")
-    mesh: str = _flag("", "Devices, such as data:2,tensor:2 (see config.parallel.mesh). Default: one device.")
-    step: int | None = _flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
-    tokenizer: str = _flag("", "Where the run's tokenizer lies now, if it was moved.")
-    cache_dtype: str = _flag("", "Keys and values are kept in float32 or bfloat16. Default: the model's dtype.")
-    stats: str = _flag("", "File to write as JSON: tokens, forwards, seconds (compiling excluded), acceptance.")
-    calibrate: str = _flag("", "Text file of the kind that is to be written: measures how often each head's candidates "
-                           "are right and keeps that in the workdir, for --tree and --heads=auto.")
-    show_drafts: bool = _flag(False, "Colour each token by the head that drafted it.")
-    stream: bool | None = _flag(None, "Print tokens as they are accepted; one prompt only. Default: on a terminal.")
+    workdir: str = flag("", "Folder of a trained run; may lie in a bucket.")
+    prompt: tuple[str, ...] = flag((), "Text to continue. May be repeated: all are continued together, as a batch.")
+    prompt_file: str = flag("", "File with the text to continue, taken as it is; or a .jsonl (or .jsonl.gz) with the "
+                            "field \"prompt\" or \"text\" in each line, a batch.")
+    max_new_tokens: int = flag(128, "Tokens to add, at most.")
+    heads: str = flag("", "Heads to draft with, from 1 (head 1 alone, no drafts) to the model's number; or auto: what "
+                      "makes the most tokens per second here. Default: all.")
+    tree: int = flag(0, "Draft a tree of so many tokens a forward, by --calibrate's figures; 0: a chain, one token a "
+                     "head.")
+    temperature: float = flag(0.0, "0: always the most likely token. Above: drawn; larger is more varied. Drafting "
+                              "changes neither the text at 0 nor the odds above it.")
+    top_k: int = flag(0, "Draw only from this many of the most likely tokens; 0: from all.")
+    top_p: float = flag(1.0, "Draw only from the most likely tokens that together have this probability; 1: from all.")
+    min_p: float = flag(0.0, "Draw only from tokens that are at least this share as likely as the likeliest.")
+    typical: bool = flag(False, "Accept any draft that is likely enough (typical acceptance). Faster, and NOT "
+                         "lossless: the text differs from what the model alone would write.")
+    typical_epsilon: float = flag(0.09, "--typical accepts a draft whose probability is above this, or above ...")
+    typical_delta: float = flag(0.3, "... this times exp(-entropy), where that is less.")
+    seed: int = flag(0, "Of the draws; the same seed gives the same text.")
+    stop: tuple[str, ...] = flag((), "End before this token: its id, or a text that is one token. May be repeated. "
+                                 "Default: the tokenizer's EOS, which is given by its id beside others.")
+    window: int | None = flag(None, "Tokens of context, prompt and new ones. Default: what the run was trained on.")
+    mesh: str = flag("", "Devices, such as data:2,tensor:2 (see config.parallel.mesh). Default: one device.")
+    step: int | None = flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
+    tokenizer: str = flag("", "Where the run's tokenizer lies now, if it was moved.")
+    cache_dtype: str = flag("", "Keys and values are kept in float32 or bfloat16. Default: the model's dtype.")
+    stats: str = flag("", "File to write as JSON: tokens, forwards, seconds (compiling excluded), acceptance.")
+    calibrate: str = flag("", "Text file of the kind that is to be written: measures how often each head's candidates "
+                          "are right and keeps that in the workdir, for --tree and --heads=auto.")
+    show_drafts: bool = flag(False, "Colour each token by the head that drafted it.")
+    stream: bool | None = flag(None, "Print tokens as they are accepted; one prompt only. Default: on a terminal.")
 
     def validate(self) -> None:
         """Raises ValueError where a setting makes no sense whatever the model is."""

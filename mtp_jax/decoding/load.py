@@ -68,8 +68,8 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
         structure.flatten(source.params), structure.flatten(like), where=f"The checkpoint {source.path}",
         remedy=f"{folder / workdirs.CONFIG_FILE} tells of another model: restore the one that training wrote, or "
                "delete it, for the checkpoints hold the same settings.")
-    model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=run.tokenizer, window=window, layout=layout,
-                                      cache_dtype=cache_dtype)
+    model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=run.tokenizer, window=window,
+                                      layout=layout, cache_dtype=cache_dtype)
     return dataclasses.replace(model, source=os.fspath(folder), step=source.step)
 
 

@@ -119,7 +119,7 @@ def check_covered(leaves: Mapping[str, Leaf], entries: Sequence[Entry],
       entries: the table.
       left_out: tells of (path, index) whether the format does without it on purpose.
     """
-    there = {(entry.path, entry.index) for entry in entries}
+    there = {(entry.path, entry.index[:1]) for entry in entries}  # one array may be several tensors, by a second index
     there |= {(entry.transform.path, entry.transform.index) for entry in entries if isinstance(entry.transform, Folded)}
     lost = []
     for path, leaf in leaves.items():

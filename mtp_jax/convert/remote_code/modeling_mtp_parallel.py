@@ -35,7 +35,9 @@ class MTPParallelConfig(LlamaConfig):
       num_prediction_heads: N.
       head_kind: how they are wired to the trunk, whose output is z. "parallel": norm(layer_k(z)). "causal":
         s_k = layer_k(s_(k-1)) from s_0 = z, norm(s_k). "anticausal": s_k = layer_k(s_(k+1)) from s_(N+1) = z,
-        norm(s_k). "linear": map_k(norm(z)). "medusa": head 1 is norm(z); the others x + silu(map_k(x) + bias_k) of it.
+        norm(s_k). "linear": map_k(norm(z)). "medusa": head 1 is norm(z); the others add silu(map_ki(x)) to it, layer
+        after layer.
+      medusa_layers: number of these layers.
       replicated_unembedding: each head has an unembedding of its own.
       qk_norm: RMSNorm on queries and keys.
       kwargs: Llama's; `num_hidden_layers` counts the trunk's layers and those of the heads.
@@ -43,10 +45,11 @@ class MTPParallelConfig(LlamaConfig):
 
     model_type = "mtp_parallel"
 
-    def __init__(self, num_prediction_heads=1, head_kind="parallel", replicated_unembedding=False, qk_norm=False,
-                 **kwargs):
+    def __init__(self, num_prediction_heads=1, head_kind="parallel", medusa_layers=1, replicated_unembedding=False,
+                 qk_norm=False, **kwargs):
         self.num_prediction_heads = num_prediction_heads
         self.head_kind = head_kind
+        self.medusa_layers = medusa_layers
         self.replicated_unembedding = replicated_unembedding
         self.qk_norm = qk_norm
         super().__init__(**kwargs)
@@ -63,15 +66,18 @@ class MTPParallelConfig(LlamaConfig):
         return self.num_hidden_layers - (self.num_prediction_heads if self.head_kind in LAYER_KINDS else 0)
 
 
-class ResidualMap(nn.Module):
-    """x + silu(W x + b)."""
+class MedusaHead(nn.Module):
+    """Residual layers: x + silu(W x)."""
 
-    def __init__(self, size):
+    def __init__(self, config):
         super().__init__()
-        self.linear = nn.Linear(size, size)
+        size = config.hidden_size
+        self.layers = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(config.medusa_layers))
 
     def forward(self, x):
-        return x + nn.functional.silu(self.linear(x))
+        for layer in self.layers:
+            x = x + nn.functional.silu(layer(x))
+        return x
 
 
 class MTPParallelPreTrainedModel(PreTrainedModel):
@@ -100,7 +106,7 @@ class MTPParallelModel(MTPParallelPreTrainedModel):
         elif config.head_kind == "linear":
             self.heads = nn.ModuleList(nn.Linear(D, D, bias=False) for _ in range(N))
         else:
-            self.heads = nn.ModuleList(ResidualMap(D) for _ in range(N - 1))
+            self.heads = nn.ModuleList(MedusaHead(config) for _ in range(N - 1))
         self.norm = LlamaRMSNorm(D, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False

@@ -113,8 +113,15 @@ class MultiTokenLM(nnx.Module):
         context = row_context(self.config, segments_BxL, positions_BxL, execution.kernel)
         z_BxLxD = self.run_trunk(tokens_BxL, context, execution)
         active_N = kind.active(jnp.ones(N) if weights_N is None else weights_N)
+
+        def ahead(places: jax.typing.ArrayLike) -> jax.Array:
+            # Shift first, shard after: where a mesh splits positions, the ids, a few bytes a token, are gathered.
+            whole_BxE = jnp.pad(constrain(tokens_BxL, "batch", None), ((0, 0), (0, N)))
+            shifted_BxL = jax.lax.dynamic_slice_in_dim(whole_BxE, places, tokens_BxL.shape[1], axis=1)
+            return constrain(self.embedding(constrain(shifted_BxL, "batch", "length")), "batch", "residual", None)
+
         h_NxBxLxD = kind(self.heads, self.final_norm, z_BxLxD, context, active_N=active_N,
-                         gates_N=kind.detached_gates(N) if detach_trunk else None, execution=execution)
+                         gates_N=kind.detached_gates(N) if detach_trunk else None, execution=execution, ahead=ahead)
         return constrain(h_NxBxLxD, "pred_heads", "batch", "length", None)
 
     def logits(self, h_NxBxLxD: jax.Array) -> jax.Array:

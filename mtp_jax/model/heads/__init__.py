@@ -4,7 +4,14 @@ A kind of your own is a subclass of `HeadKind` under `@register_head_kind("name"
 that uses it; `config.model.head_kind = "name"` then selects it.
 """
 
-from mtp_jax.model.heads import anticausal, causal, linear, parallel  # noqa: F401  (each registers its kind)
+from mtp_jax.model.heads import (  # noqa: F401  (each registers its kind)
+    anticausal,
+    causal,
+    linear,
+    medusa,
+    parallel,
+    sequential,
+)
 from mtp_jax.model.heads.interface import HEAD_KINDS, HeadKind, get_head_kind, register_head_kind
 
 __all__ = ["HEAD_KINDS", "HeadKind", "get_head_kind", "register_head_kind"]

@@ -23,7 +23,7 @@ class AnticausalHeads(HeadKind):
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Block(config, rngs, (("pred_heads", config.num_heads),))
 
-    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution, ahead):
         build, stacked = split_module(heads)
         backwards = build(jax.tree.map(lambda x: jnp.flip(x, axis=0), stacked))
         h_NxBxLxD = run_chain(backwards, norm, z_BxLxD, context, jnp.flip(active_N),

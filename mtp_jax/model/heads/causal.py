@@ -43,7 +43,7 @@ class CausalHeads(HeadKind):
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Block(config, rngs, (("pred_heads", config.num_heads),))
 
-    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution, ahead):
         return run_chain(heads, norm, z_BxLxD, context, active_N, gates_N, execution)
 
     def first(self, heads, norm, z_BxQxD, context, memories, dtype):

@@ -39,7 +39,7 @@ class LinearHeads(HeadKind):
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return LinearMaps(config, rngs)
 
-    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution, ahead):
         del context
         build, stacked = split_module(heads)
         x_BxLxD = norm(z_BxLxD)

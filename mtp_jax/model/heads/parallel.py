@@ -18,7 +18,7 @@ class ParallelHeads(HeadKind):
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Block(config, rngs, (("pred_heads", config.num_heads),))
 
-    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution):
+    def __call__(self, heads, norm, z_BxLxD, context, *, active_N, gates_N, execution, ahead):
         build, stacked = split_module(heads)
 
         def run(leaves, gate, z_BxLxD):

@@ -51,6 +51,31 @@ def wiring(kind, N, i):
     return {"parallel": [i], "causal": list(range(i + 1)), "anticausal": list(range(N - 1, i - 1, -1))}[kind]
 
 
+def sequential_head(config, params, x, before, batch, i):
+    """Returns the state of head i (from 0), from that of the head before it and the token i places ahead."""
+    if i == 0:
+        return rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+    w = jax.tree.map(lambda leaf: leaf[i - 1], params["heads"])
+    B, L = batch["tokens"].shape
+    token = np.zeros((B, L), np.int32)
+    for b in range(B):
+        for place in range(L - i):
+            token[b, place] = batch["tokens"][b, place + i]
+    D = x.shape[-1]
+    h = (rms_norm(params["embedding"]["embedding"][token], w["embedding_norm"]["scale"], config.norm_eps)
+         @ w["projection"][:D] + rms_norm(before, w["state_norm"]["scale"], config.norm_eps) @ w["projection"][D:])
+    return rms_norm(transformer_layer(config, w["block"], h, batch), w["norm"]["scale"], config.norm_eps)
+
+
+def medusa_head(config, params, x, i):
+    """Returns the state of head i (from 0): x + silu(W x), as often as the config says; head 1 has no W."""
+    h = rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+    for layer in range(config.medusa_layers if i else 0):
+        inner = h @ params["heads"]["kernel"][i - 1, layer]
+        h = h + inner / (1 + jnp.exp(-inner))
+    return h
+
+
 def logits(config, params, batch):
     """Returns the logits of each head, a list of [B, L, vocab_size]."""
     def layers(stack, indices):
@@ -60,9 +85,13 @@ def logits(config, params, batch):
     depth = len(params["trunk"]["mlp"]["up"]) if "trunk" in params else 0
     for w in layers(params.get("trunk"), range(depth)):
         x = transformer_layer(config, w, x, batch)
-    results = []
+    results, h = [], None
     for i in range(config.num_heads):
-        if config.head_kind == "linear":
+        if config.head_kind == "sequential":
+            h = sequential_head(config, params, x, h, batch, i)
+        elif config.head_kind == "medusa":
+            h = medusa_head(config, params, x, i)
+        elif config.head_kind == "linear":
             h = rms_norm(x, params["final_norm"]["scale"], config.norm_eps) @ params["heads"]["kernel"][i]
         else:
             h = x

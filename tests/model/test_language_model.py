@@ -34,6 +34,7 @@ FORMS = {
     "plain transformer": {"num_heads": 1, "num_layers": 2},
     "parallel": {},
     "linear": {"head_kind": "linear", "num_layers": 1},
+    "medusa": {"head_kind": "medusa", "num_layers": 1, "medusa_layers": 2},
     "causal": {"head_kind": "causal"},
     "anticausal": {"head_kind": "anticausal"},
     "grouped KV heads": {"num_heads": 1, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2},
@@ -209,6 +210,27 @@ def test_linear_heads_keep_the_trunk_whole():
     assert shapes["trunk"]["mlp"]["up"].shape[0] == 6 and shapes["heads"]["kernel"].shape == (4, 16, 16)
 
 
+def test_medusa_heads_keep_the_trunk_whole_and_start_as_head_1(x64):
+    config = make_config(num_heads=4, num_layers=2, head_kind="medusa")
+    spec = ModelSpec.create(config)
+    assert spec.shapes["trunk"]["mlp"]["up"].shape[0] == 2 and spec.shapes["heads"]["kernel"].shape == (3, 1, 16, 16)
+    batch = make_batch()
+    h_NxBxLxD = spec.bind(spec.init(jax.random.key(0)))(**{f"{name}_BxL": batch[name] for name in batch})
+    for k in range(1, 4):
+        assert jnp.array_equal(h_NxBxLxD[k], h_NxBxLxD[0])
+
+
+def test_one_medusa_head_is_a_plain_transformer_without_parameters_for_heads(x64):
+    alone, plain = make_config(num_heads=1, num_layers=2, head_kind="medusa"), make_config(num_heads=1, num_layers=2)
+    params, batch, scale_N = make_params(alone), make_batch(), jnp.asarray(SCALE[:1])
+    assert "heads" not in params
+    same = {**params, "trunk": jax.tree.map(lambda x: x[:1], params["trunk"]),
+            "heads": jax.tree.map(lambda x: x[1:], params["trunk"])}
+    (loss, (_, _, logits)), _ = gradient_function(alone)(params, batch, scale_N)
+    (want, (_, _, want_logits)), _ = gradient_function(plain)(same, batch, scale_N)
+    assert_trees_close((loss, logits), (want, want_logits), STRICT)
+
+
 # Gloeckle et al. 2024, Table S14: name, width, layers, attention heads, parameters outside the embeddings.
 TABLE_S14 = [("1M", 128, 5, 4, 0.98e6), ("3M", 256, 4, 8, 3.15e6), ("10M", 384, 6, 8, 10.6e6),
              ("30M", 512, 10, 8, 31.5e6), ("100M", 768, 14, 12, 99.1e6), ("300M", 1024, 25, 16, 315e6),
@@ -233,7 +255,8 @@ def test_the_papers_shapes_have_the_papers_sizes(name, width, layers, heads, pub
 
 @pytest.mark.parametrize("kind, changes", [
     ("parallel", {}), ("parallel", {"unembedding": "replicated", "qk_norm": True, "num_kv_heads": 2}),
-    ("linear", {"tie_embedding": True}), ("causal", {}), ("anticausal", {"param_dtype": "bfloat16"})])
+    ("linear", {"tie_embedding": True}), ("causal", {}), ("anticausal", {"param_dtype": "bfloat16"}),
+    ("medusa", {}), ("medusa", {"medusa_layers": 2, "unembedding": "replicated"})])
 def test_parameter_paths_shapes_and_axes_are_the_golden_ones(kind, changes):
     """Checkpoints and converters stand on these names."""
     shape = {"num_heads": 2, "num_layers": 5, "num_attention_heads": 4}

@@ -8,7 +8,7 @@ import pytest
 from tests import plain_model
 from tests.small_model import QUICK, assert_trees_close, gradient_function, make_batch, make_config, make_params
 
-KINDS = ("parallel", "linear", "causal", "anticausal")
+KINDS = ("parallel", "linear", "causal", "anticausal", "sequential", "medusa")
 
 
 def compare(kind, num_heads, unembedding, tolerance):

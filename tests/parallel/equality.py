@@ -11,14 +11,14 @@ from mtp_jax.checkpoints.structure import nest
 from mtp_jax.config import ParallelConfig
 from mtp_jax.decoding import DecodingModel, Tree, forward
 from mtp_jax.decoding.weights import unembed
-from mtp_jax.model import ModelSpec
+from mtp_jax.model import ModelSpec, get_head_kind
 from mtp_jax.parallel import Layout, make_mesh, use_layout
 from mtp_jax.training.program import build_program
 from mtp_jax.training.state import flatten_params
 from tests.small_model import assert_trees_close
 
 VOCAB, B, L = 30, 16, 16
-KINDS, HEADS = ("parallel", "linear", "causal", "anticausal"), (1, 2, 4)
+KINDS, HEADS = ("parallel", "linear", "causal", "anticausal", "medusa"), (1, 2, 4)
 # What else a model can have, so that every value meets every kind and every n.
 VARIANTS = ({}, {"unembedding": "replicated", "num_kv_heads": 4}, {"tie_embedding": True, "qk_norm": True})
 
@@ -27,7 +27,7 @@ def config_of(kind, heads, mesh, **compute):
     """Returns the run of a tiny model in fp64."""
     variant = VARIANTS[(KINDS.index(kind) + HEADS.index(heads)) % len(VARIANTS)]
     config = configs.from_dict({
-        "model": dict(num_heads=heads, num_layers=2 if kind == "linear" else heads + 2, d_model=16, head_kind=kind,
+        "model": dict(num_heads=heads, num_layers=2 + get_head_kind(kind).layers_per_head * heads, d_model=16, head_kind=kind,
                       num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB, vocab_multiple=16, init_std=0.3,
                       param_dtype="float64", dtype="float64", **variant),
         # Logits of 2 positions of 16 rows: the loss of every mesh has several chunks, some of them padded.

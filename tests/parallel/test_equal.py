@@ -12,6 +12,7 @@ from mtp_jax.parallel import AXES
 from tests.parallel.equality import (
     HEADS,
     KINDS,
+    OWN_FROM_2,
     assert_decoding_equals_unsharded,
     assert_step_equals_unsharded,
     fits,
@@ -28,10 +29,10 @@ EXECUTION = {"remat": ("none", "full"), "microbatches": (1, 2), "attention": ("a
              "run_heads": ("auto", "vmap")}
 
 
-def product(meshes, **execution):
+def product(meshes, kinds=KINDS, **execution):
     """Returns every cell {factor: setting} in which the mesh can carry the heads and the rows."""
     cells = [dict(zip(("mesh", "kind", "heads", *execution), settings))
-             for settings in itertools.product(range(len(meshes)), KINDS, HEADS, *execution.values())]
+             for settings in itertools.product(range(len(meshes)), kinds, HEADS, *execution.values())]
     return [cell for cell in cells if fits(meshes[cell["mesh"]], cell["kind"], cell["heads"])
             and (cell.get("run_heads") != "vmap" or cell["kind"] in ("parallel", "linear"))]
 
@@ -53,28 +54,30 @@ def every_mesh():
 
 COVER = pairwise(product(MESHES, **EXECUTION))
 DECODING_COVER = pairwise(product(DECODING_MESHES))
+FEW = [{"mesh": 4, "kind": kind, "heads": 4, "remat": "full", "microbatches": 2} for kind in OWN_FROM_2]
+DECODING_FEW = [{"mesh": 1, "kind": kind, "heads": 2} for kind in OWN_FROM_2]
 EVERY = every_mesh()
 EVERY_DECODING = [mesh for mesh in EVERY if "sequence" not in mesh]
 
 
-@pytest.mark.parametrize("mesh, cell", cases(MESHES, COVER))
+@pytest.mark.parametrize("mesh, cell", cases(MESHES, COVER + FEW))
 def test_a_step_is_that_of_one_device(mesh, cell, x64):
     assert_step_equals_unsharded(**{**cell, "mesh": mesh})
 
 
-@pytest.mark.parametrize("mesh, cell", cases(DECODING_MESHES, DECODING_COVER))
+@pytest.mark.parametrize("mesh, cell", cases(DECODING_MESHES, DECODING_COVER + DECODING_FEW))
 def test_decoding_is_that_of_one_device(mesh, cell, x64):
     assert_decoding_equals_unsharded(**{**cell, "mesh": mesh})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh, cell", cases(EVERY, product(EVERY)))
+@pytest.mark.parametrize("mesh, cell", cases(EVERY, product(EVERY, KINDS + OWN_FROM_2)))
 def test_a_step_is_that_of_one_device_on_every_mesh(mesh, cell, x64):
     assert_step_equals_unsharded(**{**cell, "mesh": mesh})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh, cell", cases(EVERY_DECODING, product(EVERY_DECODING)))
+@pytest.mark.parametrize("mesh, cell", cases(EVERY_DECODING, product(EVERY_DECODING, KINDS + OWN_FROM_2)))
 def test_decoding_is_that_of_one_device_on_every_mesh(mesh, cell, x64):
     assert_decoding_equals_unsharded(**{**cell, "mesh": mesh})
 

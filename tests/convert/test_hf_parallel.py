@@ -1,0 +1,156 @@
+"""The folder for transformers with all heads: its files, reading it back, and what is refused. (Without torch.)"""
+
+import ast
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mtp_jax.convert import hf_parallel
+from mtp_jax.convert.safetensors_file import open_folder
+from mtp_jax.convert.table import stream
+from tests.convert.models import assert_same, make_arrays, make_config, make_model, options, read_all
+
+KINDS = {
+    "parallel": dict(qk_norm=True, head_dim=6, extra_trunk_layers=1),
+    "causal": dict(unembedding="replicated"),
+    "anticausal": dict(tie_embedding=True),
+    "linear": dict(unembedding="replicated"),
+    "medusa": dict(medusa_layers=2),
+    "one": dict(head_kind="parallel", num_heads=1, num_layers=2),
+    "medusa_one": dict(head_kind="medusa", num_heads=1, num_layers=2),
+}
+
+
+def config_of(name, **changes):
+    return make_config(**{"head_kind": name, "vocab_multiple": 128, **KINDS[name], **changes})
+
+
+def write(folder, model, **fields):
+    """Writes a model into a new folder and returns it."""
+    folder.mkdir(exist_ok=True)
+    hf_parallel.write(model, folder, options("run", folder, "hf_parallel", **fields))
+    return folder
+
+
+def read(folder):
+    return hf_parallel.read(folder, options(folder, "out", "workdir", src_format="hf_parallel"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_written_is_read_back_bit_for_bit(name, tmp_path):
+    config = config_of(name)
+    arrays = make_arrays(config)
+    folder = write(tmp_path / "first", make_model(config, arrays))
+    model = read(folder)
+    assert_same(read_all(model), arrays)
+    layers = config.num_layers + config.extra_trunk_layers  # the format knows how many there are, not why
+    assert model.config == dataclasses.replace(config, num_layers=layers, extra_trunk_layers=0,
+                                               head_dim=config.attention_head_dim)
+    assert model.window == 32
+    again = write(tmp_path / "again", dataclasses.replace(model, tokenizer=make_model(config).tokenizer))
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_names_and_config(tmp_path):
+    config = config_of("parallel")
+    folder = write(tmp_path, make_model(config), max_shard_megabytes=1)
+    names = set(open_folder(folder).infos)
+    assert {"model.embed_tokens.weight", "model.layers.2.self_attn.q_norm.weight", "model.heads.0.mlp.up_proj.weight",
+            "model.heads.2.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"} < names
+    assert not any(name.startswith(("model.layers.3", "model.heads.3", "lm_heads")) for name in names)
+    fields = json.loads((folder / "config.json").read_text())
+    wanted = {"model_type": "mtp_parallel", "num_prediction_heads": 3, "num_hidden_layers": 6, "vocab_size": 259,
+              "head_dim": 6, "num_key_value_heads": 2, "max_position_embeddings": 32, "bos_token_id": 256,
+              "rope_theta": 10000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+              "dtype": "float32", "torch_dtype": "float32", "architectures": ["MTPParallelForCausalLM"]}
+    assert {name: fields[name] for name in wanted} == wanted
+
+
+def test_the_model_class_stands_alone_and_is_what_the_config_names(tmp_path):
+    folder = write(tmp_path, make_model(config_of("one")))
+    fields = json.loads((folder / "config.json").read_text())
+    files = {entry.split(".")[0] for entry in fields["auto_map"].values()}
+    assert files == {"modeling_mtp_parallel"}
+    tree = ast.parse((folder / "modeling_mtp_parallel.py").read_text())
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert {entry.split(".")[1] for entry in fields["auto_map"].values()} | set(fields["architectures"]) <= classes
+    imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+                for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    assert imported == {"inspect", "dataclasses", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("name", ["parallel", "causal", "linear", "medusa"])
+def test_the_first_heads_alone(name, tmp_path):
+    config = config_of(name)
+    arrays = make_arrays(config)
+    model = read(write(tmp_path, make_model(config, arrays), heads=2))
+    assert model.config.num_heads == 2
+    rows = {"heads/": 1 if name == "medusa" else 2, "unembedding/": 2 if config.unembedding == "replicated" else None}
+    kept = {path: array[:next((rows[start] for start in rows if path.startswith(start)), None)]
+            for path, array in arrays.items()}
+    assert_same(read_all(model), kept)
+
+
+def test_anticausal_heads_cannot_be_cut(tmp_path):
+    with pytest.raises(ValueError, match="--heads=2 of 3 .* head 1 stacks on all others"):
+        write(tmp_path, make_model(config_of("anticausal")), heads=2)
+
+
+def test_a_narrower_dtype(tmp_path):
+    model = make_model(config_of("linear"))
+    folder = write(tmp_path, model, dtype="bfloat16")
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    back = read(folder)
+    assert back.config.param_dtype == "bfloat16"
+    tensors = dict(stream(model, hf_parallel.table(model.config), "bfloat16"))
+    np.testing.assert_array_equal(open_folder(folder).read("model.heads.1.weight"), tensors["model.heads.1.weight"])
+
+
+def test_nan_is_refused(tmp_path):
+    arrays = make_arrays(config_of("parallel"))
+    arrays["heads/mlp/up"][1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"heads/mlp/up\[1\] holds 1 numbers that are NaN"):
+        write(tmp_path, make_model(config_of("parallel"), arrays))
+
+
+def test_sequential_heads_are_not_of_this_format():
+    assert "sequential" not in hf_parallel.HEAD_KINDS
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(model_type="llama"), "model_type is 'llama', and hf_parallel is 'mtp_parallel'. Read it with --src_format=hf"),
+    (dict(model_type="gpt2"), "model_type is 'gpt2'"),
+    (dict(head_kind="paralel"), "'paralel' is not one of .* Did you mean \"parallel\""),
+    (dict(head_kind="sequential"), "'sequential' is not one of"),
+    (dict(hidden_act="gelu"), "hidden_act is 'gelu', and models here have 'silu' alone"),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope scaling .*yarn"),
+    (dict(hidden_size=None), "hidden_size"),
+    (dict(num_prediction_heads=4), r"lacks model.heads.3"),
+    (dict(num_prediction_heads=2), r"model.heads.2"),
+    (dict(intermediate_size=32), r"mlp.down_proj.weight has the shape \[16, 24\], and its config makes it \[16, 32\]"),
+    (dict(num_attention_heads=3), "not divisible"),
+])
+def test_a_config_that_does_not_fit(change, message, tmp_path):
+    folder = write(tmp_path, make_model(config_of("parallel")))
+    fields = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in fields.items()
+                                                    if value is not None or name not in change}))
+    with pytest.raises(ValueError, match=message):
+        read(folder)
+
+
+def test_a_damaged_folder(tmp_path):
+    folder = write(tmp_path, make_model(config_of("parallel")))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="it is cut off or damaged"):
+        read(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        read(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="config.json does not exist"):
+        read(folder)

@@ -51,7 +51,7 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize("name", [
     "model.num_heads", "model.num_layers", "model.d_model", "model.num_attention_heads", "model.num_kv_heads",
     "model.head_dim", "model.d_ff", "model.d_ff_multiple", "model.vocab_size", "model.vocab_multiple",
-    "compute.logits_bytes", "compute.microbatches", "objective.schedule_steps", "data.batch_size", "data.seq_len",
+    "model.rope_original_window", "compute.logits_bytes", "compute.microbatches", "objective.schedule_steps", "data.batch_size", "data.seq_len",
     "data.validation_batches", "optimizer.schedule_steps", "train.num_steps", "train.checkpoint_every",
     "train.validate_every", "checkpoint.keep_last", "logging.log_every", "logging.profile_steps"])
 @pytest.mark.parametrize("value", [0, -3])
@@ -71,7 +71,8 @@ def test_what_may_be_zero_is_not_negative(name):
 
 
 @pytest.mark.parametrize("name", ["model.rope_theta", "model.norm_eps", "model.init_std", "optimizer.learning_rate",
-                                  "optimizer.eps"])
+                                  "optimizer.eps", "model.rope_factor", "model.rope_low_freq_factor",
+                                  "model.rope_high_freq_factor"])
 def test_what_is_multiplied_or_divided_by_is_above_zero(name):
     with pytest.raises(ValueError, match=rf"^{name}=0.0 must be at least"):
         one(name, 0.0).validate()
@@ -136,6 +137,9 @@ def test_a_choice_near_none_suggests_none():
     (changed(model={"head_dim": 7}), r"model.head_dim=7 is odd.*choose an even"),
     (changed(model={"d_model": 12}), r"model.head_dim=3 is odd"),
     (changed(model={"num_kv_heads": 3}), r"model.num_attention_heads=4 .*model.num_kv_heads=3"),
+    (changed(model={"rope_factor": 2.0}), r"model.rope_factor=2.0 means nothing for model.rope_scaling='none'"),
+    (changed(model={"rope_scaling": "yarn"}), r"model.rope_scaling='yarn'.*linear"),
+    (changed(model={"rope_scaling": "llama3", "rope_low_freq_factor": 4.0}), r"model.rope_low_freq_factor=4.0 must be"),
     (changed(model={"num_kv_heads": 8}), r"model.num_attention_heads=4 .*model.num_kv_heads=8"),
     (changed(model={"tie_embedding": True, "unembedding": "replicated"}), r"model.tie_embedding=True needs "
      r"model.unembedding='shared', got 'replicated'"),

@@ -31,6 +31,11 @@ class ModelConfig:
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, so that it can be sharded
     qk_norm: bool = False  # RMSNorm on queries and keys, per attention head
     rope_theta: float = 10_000.0  # base of the rotary angles
+    rope_scaling: str = "none"  # slower angles, for a longer context: "linear" (all of them), "llama3" (long waves)
+    rope_factor: float = 1.0  # how many times slower
+    rope_low_freq_factor: float = 1.0  # "llama3": waves above rope_original_window / this, in tokens, are slowed
+    rope_high_freq_factor: float = 4.0  # ... those below rope_original_window / this stay; between them, in between
+    rope_original_window: int = 8192  # ... tokens of context before the stretching
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     init_std: float = 0.02  # of every matrix; output projections use init_std / sqrt(2 num_layers)
     param_dtype: str = "float32"  # dtype that parameters are kept and updated in
@@ -75,12 +80,25 @@ class ModelConfig:
         if self.medusa_layers != 1 and self.head_kind != "medusa":
             raise ValueError(f"model.medusa_layers={self.medusa_layers} means nothing for model.head_kind="
                              f"{self.head_kind!r}: leave it at 1, or set model.head_kind='medusa'.")
+        self._validate_rope_scaling()
         check_choice("model.unembedding", self.unembedding, ("shared", "replicated"))
         for name in ("param_dtype", "dtype"):
             check_choice(f"model.{name}", getattr(self, name), ("float64", "float32", "bfloat16"))
         if self.tie_embedding and self.unembedding == "replicated":
             raise ValueError("model.tie_embedding=True needs model.unembedding='shared', got 'replicated': "
                              "one embedding cannot be tied to several unembeddings.")
+
+    def _validate_rope_scaling(self) -> None:
+        """Raises ValueError where the scaling of the rotary angles makes no sense."""
+        check_choice("model.rope_scaling", self.rope_scaling, ("none", "linear", "llama3"))
+        check_positive("model", self, "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", minimum=1e-30)
+        check_positive("model", self, "rope_original_window")
+        if self.rope_scaling == "none" and self.rope_factor != 1:
+            raise ValueError(f"model.rope_factor={self.rope_factor} means nothing for model.rope_scaling='none': leave "
+                             "it at 1, or set model.rope_scaling to 'linear' or 'llama3'.")
+        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ValueError(f"model.rope_low_freq_factor={self.rope_low_freq_factor} must be below "
+                             f"model.rope_high_freq_factor={self.rope_high_freq_factor}: Llama 3 has 1 and 4.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import ModelConfig
-from mtp_jax.model.primitives import rotary_tables
+from mtp_jax.model.primitives import rotary_angles
 
 
 @jax.tree_util.register_dataclass
@@ -74,14 +74,14 @@ def block_context(config: ModelConfig, positions_BxQ: jax.Array, visible_BxQxQ: 
       visible_BxQxQ: which positions of the block see which.
       cached_B: how many cached positions count.
     """
-    return BlockContext(*_angles(config, positions_BxQ), visible_BxQxQ, cached_B)
+    return BlockContext(*rotary_angles(config, positions_BxQ), visible_BxQxQ, cached_B)
 
 
 def prompt_context(config: ModelConfig, lengths_B: jax.Array, Q: int, kernel: str) -> BlockContext:
     """Returns the context of prompts that begin at position 0 and are padded to Q tokens."""
     positions_BxQ = jnp.broadcast_to(jnp.arange(Q, dtype=jnp.int32), (lengths_B.shape[0], Q))
     segments_BxQ = (positions_BxQ < lengths_B[:, None]).astype(jnp.int32)
-    return BlockContext(*_angles(config, positions_BxQ), None, None, segments_BxQ, kernel)
+    return BlockContext(*rotary_angles(config, positions_BxQ), None, None, segments_BxQ, kernel)
 
 
 def take(x_BxQxD: jax.Array, index_B: jax.Array) -> jax.Array:
@@ -136,9 +136,3 @@ def _values(weights_BxKxRxS: jax.Array, seen: KeysValues, dtype: jnp.dtype, wide
     """Returns the weighted sum of values, [B, K, R, C]."""
     return jnp.einsum("bkrs,bksc->bkrc", weights_BxKxRxS.astype(dtype), seen.values_BxKxSxC.astype(dtype),
                       preferred_element_type=wide)
-
-
-def _angles(config: ModelConfig, positions_BxQ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin as training computes them."""
-    return rotary_tables(positions_BxQ, config.attention_head_dim, theta=config.rope_theta,
-                         dtype=jnp.promote_types(jnp.float32, config.dtype))

@@ -16,7 +16,7 @@ from flax import nnx
 from mtp_jax.config import ModelConfig
 from mtp_jax.model.attention import attention
 from mtp_jax.model.cached import BlockContext, KeysValues, cached_attention
-from mtp_jax.model.primitives import project, rms_norm, rotary, rotary_tables, swiglu
+from mtp_jax.model.primitives import project, rms_norm, rotary, rotary_angles, swiglu
 from mtp_jax.parallel import constrain
 
 Stack = tuple[tuple[str, int], ...]
@@ -44,8 +44,7 @@ class RowContext:
 
 def row_context(config: ModelConfig, segments_BxL: jax.Array, positions_BxL: jax.Array, kernel: str) -> RowContext:
     """Computes the rotary angles of the rows and bundles them with the segments."""
-    cos_BxLxC, sin_BxLxC = rotary_tables(positions_BxL, config.attention_head_dim, theta=config.rope_theta,
-                                         dtype=jnp.promote_types(jnp.float32, config.dtype))
+    cos_BxLxC, sin_BxLxC = rotary_angles(config, positions_BxL)
     return RowContext(segments_BxL, positions_BxL, cos_BxLxC, sin_BxLxC, kernel)
 
 

@@ -6,11 +6,13 @@ it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.config import ModelConfig
 from mtp_jax.parallel.sharding import current_layout
 
 
@@ -81,7 +83,30 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (wide * inverse * scale).astype(x.dtype)
 
 
-def rotary_tables(positions_BxL: jax.Array, head_dim: int, *, theta: float,
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How the angles of a model with a stretched context are slowed; fields as in ModelConfig, rope_*."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_window: int = 8192
+
+    def __call__(self, frequency_C: jax.Array) -> jax.Array:
+        """Returns the slowed frequencies, radians a token."""
+        if self.kind == "none":
+            return frequency_C
+        if self.kind == "linear":
+            return frequency_C / self.factor
+        # Llama 3: waves that fit into the old context less than low_freq_factor times are slowed, those that fit more
+        # than high_freq_factor times are not, and between the two the frequency is interpolated.
+        waves_C = self.original_window * frequency_C / (2 * math.pi)
+        kept_C = jnp.clip((waves_C - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return frequency_C * (kept_C + (1 - kept_C) / self.factor)
+
+
+def rotary_tables(positions_BxL: jax.Array, head_dim: int, *, theta: float, scaling: RotaryScaling = RotaryScaling(),
                   dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[jax.Array, jax.Array]:
     """Returns what `rotary` needs of the positions; made once a forward, used by every layer.
 
@@ -89,15 +114,24 @@ def rotary_tables(positions_BxL: jax.Array, head_dim: int, *, theta: float,
       positions_BxL: position in the document.
       head_dim: C, even.
       theta: base of the angles.
+      scaling: of the angles.
       dtype: of the tables, fp32 or wider.
 
     Returns:
       cos_BxLxC, the halves of C alike, and sin_BxLxC, its first half negative.
     """
-    frequency_C = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
+    frequency_C = scaling(theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim))
     angle_BxLxC = positions_BxL.astype(dtype)[:, :, None] * frequency_C[None, None, :]
     cos_BxLxC, sin_BxLxC = jnp.cos(angle_BxLxC), jnp.sin(angle_BxLxC)
     return (jnp.concatenate([cos_BxLxC, cos_BxLxC], axis=-1), jnp.concatenate([-sin_BxLxC, sin_BxLxC], axis=-1))
+
+
+def rotary_angles(config: ModelConfig, positions_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the `rotary_tables` of a model, in fp32 (fp64 in fp64)."""
+    scaling = RotaryScaling(config.rope_scaling, config.rope_factor, config.rope_low_freq_factor,
+                            config.rope_high_freq_factor, config.rope_original_window)
+    return rotary_tables(positions_BxL, config.attention_head_dim, theta=config.rope_theta, scaling=scaling,
+                         dtype=jnp.promote_types(jnp.float32, config.dtype))
 
 
 def rotary(x_BxLxAxC: jax.Array, cos_BxLxC: jax.Array, sin_BxLxC: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mtp_jax.config import ParallelConfig
-from mtp_jax.model.primitives import outer_sum, project, rms_norm, rotary, rotary_tables, swiglu
+from mtp_jax.model.primitives import RotaryScaling, outer_sum, project, rms_norm, rotary, rotary_tables, swiglu
 from mtp_jax.parallel import Layout, make_mesh, use_layout
 
 B, L, D, A, C = 2, 8, 6, 3, 4
@@ -112,6 +112,22 @@ def test_rotary_makes_scores_depend_on_distance_only(x64):
 
     assert abs(score(7, 3) - score(24, 20)) < 1e-12
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
+
+
+def test_rotary_scaling_slows_all_angles_or_the_long_waves(x64):
+    """Llama 3's by its definition, wave by wave: of 64 tokens of old context, waves beyond 64 / 1 and below 64 / 4."""
+    frequency = 100.0 ** (-np.arange(0, 16, 2) / 16)
+    want = []
+    for f in frequency:
+        wave = 2 * np.pi / f
+        smooth = (64 / wave - 1.0) / (4.0 - 1.0)
+        want.append(f / 8 if wave > 64 else f if wave < 16 else (1 - smooth) * f / 8 + smooth * f)
+    changed = np.array(want) / frequency
+    assert changed[0] == 1 and changed[-1] == 1 / 8 and np.any((changed > 1 / 8) & (changed < 1))
+    frequency_C = jnp.asarray(frequency)
+    np.testing.assert_allclose(RotaryScaling("llama3", 8.0, 1.0, 4.0, 64)(frequency_C), want, rtol=1e-13)
+    np.testing.assert_allclose(RotaryScaling("linear", 8.0)(frequency_C), frequency / 8, rtol=1e-13)
+    np.testing.assert_array_equal(RotaryScaling()(frequency_C), frequency)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ import numpy as np
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding import DecodingModel
 from mtp_jax.decoding.cache import Cache, cached_heads, write
-from mtp_jax.decoding.forward import cache_dtype, draft, draft_logits, verify
+from mtp_jax.decoding.forward import Line, cache_dtype, draft, draft_logits, settled, verify
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, first_heads, unembed
+from mtp_jax.model import get_head_kind
 from mtp_jax.model.cached import KeysValues
 from mtp_jax.parallel import use_layout
 
@@ -48,7 +50,7 @@ class BareForward:
                       jnp.full(batch, filled, jnp.int32))
         wide = jnp.promote_types(jnp.float32, config.dtype)
         vocab = config.padded_vocab_size
-        self.state = (cache, jnp.zeros((batch, tree.depth, config.d_model), config.dtype),
+        self.state = (cache, nothing_drafted(config, batch, tree),
                       jnp.zeros((batch, tree.depth, vocab), wide), jnp.zeros((batch, tree.size, vocab), wide))
         self.tokens_BxQ = np.zeros((batch, tree.size), np.int32)
         self.zeros_B = np.zeros(batch, np.int32)
@@ -69,16 +71,30 @@ class BareForward:
         return (time.perf_counter() - start) / times
 
 
+def nothing_drafted(config: ModelConfig, batch: int, tree: Tree) -> Any:
+    """Returns zeros in the place of `forward.Drafted.drafts`."""
+    def states(positions: int) -> jax.Array:
+        return jnp.zeros((batch, positions, config.d_model), config.dtype)
+
+    if not get_head_kind(config.head_kind).in_turn:
+        return states(tree.depth)
+    again = settled(tree.heads)
+    return Line(jnp.zeros((batch, tree.depth), jnp.int32), jnp.zeros((batch, again), jnp.int32), states(again))
+
+
 def one_forward(config: ModelConfig, weights: Weights, state, tokens_BxQ: jax.Array, zeros_B: jax.Array, tree: Tree):
     """Runs one forward; `zeros_B`, unknown to the compiler, is the node at which to draft and the advance."""
-    cache, h_BxJxD, _, logits_BxQxV = state
+    cache, drafts, drafts_BxJxV, logits_BxQxV = state
+    in_turn = get_head_kind(config.head_kind).in_turn  # then the logits of drafts are computed, and used up, in `draft`
     # Never true, which the compiler cannot know.
     changed_B = (jnp.abs(logits_BxQxV[:, 0, 0]) == 1e30).astype(jnp.int32)
-    drafts_BxJxV = draft_logits(config, weights, h_BxJxD)
+    drafts_BxJxV = drafts_BxJxV if in_turn else draft_logits(config, weights, drafts)
     verified = verify(config, weights, cache, tokens_BxQ + changed_B[:, None], tree)
     logits_BxQxV = unembed(config, weights, verified.h_BxQxD, 1)
-    h_BxJxD, news = draft(config, weights, verified, cache, zeros_B, heads=tree.heads, dtype=cache_dtype(cache))
+    drafted = draft(config, weights, verified, cache, zeros_B, heads=tree.heads, dtype=cache_dtype(cache),
+                    token_B=zeros_B, before=drafts)
     # A tree's path is gathered in the loop too: that is the price of a tree, not of a forward.
     path_BxK = None if tree.is_chain else jnp.tile(zeros_B[:, None], (1, tree.heads))
-    cache = write(cache, verified.trunk, news, path_BxK, zeros_B, (logits_BxQxV, h_BxJxD))
-    return cache, h_BxJxD, drafts_BxJxV, logits_BxQxV
+    cache = write(cache, verified.trunk, drafted.news, path_BxK, zeros_B, (logits_BxQxV, drafted.h_BxJxD),
+                  again=settled(tree.heads) if in_turn else 0)
+    return cache, drafted.drafts, drafts_BxJxV, logits_BxQxV

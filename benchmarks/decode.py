@@ -40,7 +40,7 @@ from benchmarks._beside import interval  # noqa: E402
 from benchmarks._prompts import prompts_by_text  # noqa: E402
 from mtp_jax.analysis.decode_plot import paper_figures, plot  # noqa: E402
 from mtp_jax.decoding import DecodingModel, Generation, Tree, calibration, generate  # noqa: E402
-from mtp_jax.decoding.generate import bucket  # noqa: E402
+from mtp_jax.decoding.generate import room  # noqa: E402
 from mtp_jax.decoding.load import load_model  # noqa: E402
 from mtp_jax.parallel.compile_cache import set_compile_cache  # noqa: E402
 
@@ -133,7 +133,7 @@ def trees_of(workdir: pathlib.Path, model: DecodingModel, batch: int) -> list[Tr
 
 def bare_forward(model: DecodingModel, tree: Tree, batch: int, options: argparse.Namespace) -> BareForward:
     """Returns the forward that `generate` runs for these prompts, with its cache half way between first and last."""
-    capacity = bucket(model, min(options.prompt + options.new, model.window) + tree.heads)
+    capacity = room(model, min(options.prompt + options.new, model.window), tree.heads)
     return BareForward(model, tree, batch=batch, capacity=capacity, filled=options.prompt + options.new // 2)
 
 

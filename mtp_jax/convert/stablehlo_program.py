@@ -130,9 +130,10 @@ def _prompt(config: ModelConfig, heads: int) -> Callable[..., dict[str, Any]]:
     """Returns the function that reads prompts."""
     def prefill(params: Arrays, tokens_BxP: jax.Array, lengths_B: jax.Array) -> dict[str, Any]:
         weights = _bind(config, heads, params)
-        logits_BxV, h_BxJxD, cache = read_prompt(config, weights, tokens_BxP, lengths_B, heads=heads,
-                                                 capacity=tokens_BxP.shape[1], dtype=config.dtype, kernel="xla")
-        return {"next": highest(logits_BxV), "drafts": highest(draft_logits(config, weights, h_BxJxD)),
+        logits_BxV, next_B, drafted, cache = read_prompt(
+            config, weights, tokens_BxP, lengths_B, heads=heads, capacity=tokens_BxP.shape[1], dtype=config.dtype,
+            kernel="xla", choose=highest)
+        return {"next": next_B, "drafts": highest(draft_logits(config, weights, drafted.h_BxJxD)),
                 "logits": logits_BxV, "cache": _named(cache)}
 
     return prefill
@@ -147,10 +148,11 @@ def _block(config: ModelConfig, heads: int) -> Callable[..., dict[str, Any]]:
         next_BxQ = highest(logits_BxQxV)
         agrees_BxJ = (tokens_BxQ[:, 1:] == next_BxQ[:, :-1]).astype(jnp.int32)
         accepted_B = jnp.cumprod(agrees_BxJ, axis=1).sum(axis=1)
-        h_BxJxD, news = draft(config, weights, verified, cache, accepted_B, heads=heads, dtype=config.dtype)
-        cache = write(cache, verified.trunk, news, None, accepted_B + 1, (logits_BxQxV, h_BxJxD))
-        return {"next": next_BxQ, "accepted": accepted_B, "drafts": highest(draft_logits(config, weights, h_BxJxD)),
-                "logits": logits_BxQxV, "cache": _named(cache)}
+        token_B = jnp.take_along_axis(next_BxQ, accepted_B[:, None], axis=1)[:, 0]
+        drafted = draft(config, weights, verified, cache, accepted_B, heads=heads, dtype=config.dtype, token_B=token_B)
+        cache = write(cache, verified.trunk, drafted.news, None, accepted_B + 1, (logits_BxQxV, drafted.h_BxJxD))
+        return {"next": next_BxQ, "accepted": accepted_B, "logits": logits_BxQxV, "cache": _named(cache),
+                "drafts": highest(draft_logits(config, weights, drafted.h_BxJxD))}
 
     return block
 

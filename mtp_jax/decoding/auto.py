@@ -22,10 +22,12 @@ from mtp_jax.decoding.generate import (
     compiled,
     encode,
     make_request,
+    room,
     row_limits,
 )
 from mtp_jax.decoding.sampling import GREEDY, LOSSLESS, TYPICAL, Sampling, make_sampling
 from mtp_jax.decoding.tree import Tree
+from mtp_jax.model import get_head_kind
 
 BUDGETS = (8, 16, 32, 64)  # nodes
 SLICE = 0.05  # seconds that one reading of a clock takes, about
@@ -79,16 +81,19 @@ class Choice:
         return self.tree.heads
 
 
-def candidates(calibration: Calibration, heads: int) -> list[Tree]:
-    """Returns the ways to draft that are compared: chains of 1..heads, then trees of several sizes for each length."""
+def candidates(calibration: Calibration, heads: int, *, branches: bool = True) -> list[Tree]:
+    """Returns the ways to draft that are compared: chains of 1..heads, then, unless the kind of heads can only make
+    chains (`branches`), trees of several sizes for each length."""
     chains = [Tree.chain(k) for k in range(1, heads + 1)]
+    if not branches:
+        return chains
     trees = {Tree.prune(calibration.accuracy[:k - 1], nodes)
              for k in range(2, heads + 1) for nodes in (k + 2, *BUDGETS) if nodes > k}
     return chains + sorted(trees.difference(chains), key=lambda tree: (tree.heads, tree.size, tree.parents))
 
 
 def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
-           known: dict[Tree, float] | None = None) -> Choice:
+           known: dict[Tree, float] | None = None, branches: bool = True) -> Choice:
     """Chooses the candidate with the most tokens per second.
 
     A candidate is left unmeasured where it could not win even at `SLACK` times the cost of the dearest smaller block
@@ -103,8 +108,9 @@ def choose(calibration: Calibration, cost: Cost, *, heads: int, batch: int = 1,
       heads: how many may be used.
       batch: rows decoded together.
       known: {tree: seconds per forward} already measured here; what is measured is added to it.
+      branches: whether trees are among the candidates.
     """
-    trees = candidates(calibration, heads)
+    trees = candidates(calibration, heads, branches=branches)
     tokens = {tree: calibration.expected_tokens(tree) for tree in trees}
     seconds = {} if known is None else known
     before = set(seconds)
@@ -171,7 +177,7 @@ def measure(model: DecodingModel, trees: Sequence[Tree], *, batch: int, prompt_t
 def _clock(model: DecodingModel, tree: Tree, batch: int, prompt_tokens: int, length: int, sampling: Sampling
            ) -> Callable[[], float]:
     """Returns what runs some blocks and returns the seconds a block; compiled, and run once."""
-    capacity = bucket(model, length + tree.heads)
+    capacity = room(model, length, tree.heads)
     programs = compiled(model, tree, (batch, bucket(model, prompt_tokens)), capacity)
     request = make_request(sampling, np.full(batch, max(2, length - 1), np.int32),
                            np.full(STOP_IDS, -1, np.int32), 0, batch)
@@ -225,14 +231,15 @@ def choose_for(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int,
                                    name="the prompts given", new_tokens=new)
     key = conditions(model, batch, length, sampling)
     kept = calibration.costs.get(key, {})
-    known = {tree: kept[name] for tree in candidates(calibration, model.heads)
+    branches = not get_head_kind(model.config.head_kind).in_turn
+    known = {tree: kept[name] for tree in candidates(calibration, model.heads, branches=branches)
              for name in [tree_name(tree)] if name in kept}
     cost = functools.partial(measure, model, batch=batch, prompt_tokens=longest, length=length, sampling=sampling)
     before = dict(known)
     if not known:
         kept_how = ", once for such prompts; --calibrate=TEXT drops what is kept" if stored else ""
         logging.info("Timing what drafts cost on this machine%s.", kept_how)
-    choice = choose(calibration, cost, heads=model.heads, batch=len(rows), known=known)
+    choice = choose(calibration, cost, heads=model.heads, batch=len(rows), known=known, branches=branches)
     if stored and known != before:
         costs = {**calibration.costs, key: {**kept, **{tree_name(tree): known[tree] for tree in known}}}
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +24,7 @@ class Cache:
 
     Attributes:
       trunk: one a layer of the trunk, each [B, K, capacity, C].
-      heads: one a head that is loaded, from head 1; none for a kind without layers.
+      heads: one a head that is loaded and has layers of its own, from the first; none for a kind without layers.
       lengths_B: how many positions of each row count; what lies behind them is not read.
     """
 
@@ -42,7 +43,8 @@ def cache_bytes(config: ModelConfig, *, batch: int, capacity: int, heads: int,
     """Returns the size of a cache.
 
     2 (layers of the trunk + heads that are loaded) B K capacity C bytes(dtype) + 4 B, over all devices. A head counts
-    if its kind gives it a layer; of kind "anticausal" all heads are loaded whatever `heads` is.
+    if its kind gives it a layer (of kind "sequential" head 1 has none); of kind "anticausal" all heads are loaded
+    whatever `heads` is.
 
     Args:
       config: the model's shape.
@@ -73,7 +75,7 @@ def fill(trunk: Sequence[KeysValues], heads: Sequence[KeysValues], lengths_B: ja
 
 
 def write(cache: Cache, trunk: Sequence[KeysValues], heads: Sequence[KeysValues], path_BxK: jax.Array | None,
-          advance_B: jax.Array, after: Sequence[jax.Array]) -> Cache:
+          advance_B: jax.Array, after: Sequence[jax.Array], *, again: int = 0) -> Cache:
     """Puts part of a block behind what is cached.
 
     Args:
@@ -85,18 +87,22 @@ def write(cache: Cache, trunk: Sequence[KeysValues], heads: Sequence[KeysValues]
       advance_B: how many of these count from now on; the rest lies behind the length and is written over later.
       after: what the forward of the block ends in, each [B, positions, features]. Nothing is written before it is
         known: the old cache has been read then, so that the new one can take its place.
+      again: how many settled positions what `heads` holds begins before the block, or from the first position where
+        there are not as many.
 
     Returns:
       The new cache; in place where the old one is not needed any more.
     """
     start_B = _once_known(cache.lengths_B, after)
 
-    def put(old_BxKxSxC: jax.Array, new_BxKxQxC: jax.Array) -> jax.Array:
+    def put(start_B: jax.Array, old_BxKxSxC: jax.Array, new_BxKxQxC: jax.Array) -> jax.Array:
         if path_BxK is not None:
             new_BxKxQxC = jnp.take_along_axis(new_BxKxQxC, path_BxK[:, None, :, None], axis=2)
         return constrain(_put_rows(old_BxKxSxC, new_BxKxQxC, start_B), *AXES)
 
-    return Cache(jax.tree.map(put, cache.trunk, tuple(trunk)), jax.tree.map(put, cache.heads, tuple(heads)),
+    in_trunk = functools.partial(put, start_B)
+    in_heads = functools.partial(put, jnp.maximum(start_B - again, 0)) if again else in_trunk
+    return Cache(jax.tree.map(in_trunk, cache.trunk, tuple(trunk)), jax.tree.map(in_heads, cache.heads, tuple(heads)),
                  cache.lengths_B + advance_B)
 
 

@@ -12,10 +12,12 @@ import numpy as np
 from etils import epath
 
 from mtp_jax.decoding.calibration import FILE, Calibration, load, save
-from mtp_jax.decoding.forward import draft, draft_logits, read_rows
+from mtp_jax.decoding.forward import draft, draft_logits, read_rows, states_in_line
 from mtp_jax.decoding.generate import DecodingModel, Prompts, bucket, encode, generate
 from mtp_jax.decoding.weights import Weights
+from mtp_jax.model import get_head_kind
 from mtp_jax.model.attention import resolve_kernel
+from mtp_jax.model.cached import take
 from mtp_jax.parallel import use_layout
 
 __all__ = ["FILE", "Calibration", "calibrate", "calibrate_on", "load", "read_text", "save"]
@@ -126,9 +128,16 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
     config, (B, L) = model.config, tokens_BxL.shape
     J, V = config.num_heads - 1, config.padded_vocab_size
     kernel = resolve_kernel("auto", model.platform, seq_len=L, head_dim=config.attention_head_dim, dtype=config.dtype)
+    in_turn = get_head_kind(config.head_kind).in_turn
+
+    def states_at(place_B: jax.Array) -> jax.Array:
+        if in_turn:  # a head reads the drafts before its own, which count only where they are the text
+            return take(h_BxLxJxD, jnp.minimum(place_B, L - 1))[:, 0]
+        return draft(config, weights, verified, None, place_B, heads=J + 1, dtype=model.cache_dtype,
+                     token_B=first_B).h_BxJxD
 
     def at(offset: jax.Array) -> jax.Array:
-        h_BxJxD, _ = draft(config, weights, verified, None, first_B + offset, heads=J + 1, dtype=model.cache_dtype)
+        h_BxJxD = states_at(first_B + offset)
         logits_BxJxV = draft_logits(config, weights, h_BxJxD)
         places_BxJ = jnp.minimum(first_B[:, None] + offset + 2 + jnp.arange(J)[None], L - 1)
         said_BxJx1 = jnp.take_along_axis(tokens_BxL, places_BxJ, axis=1)[..., None]
@@ -140,6 +149,8 @@ def _ranks_of(model: DecodingModel, positions: int, weights: Weights, tokens_BxL
 
     with use_layout(model.layout):
         verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=model.cache_dtype, kernel=kernel)
+        if in_turn:
+            h_BxLxJxD = states_in_line(config, weights, verified, model.cache_dtype)
         side_by_side = max(1, 2**24 // (B * J * V))  # positions: logits stay below 64 MiB
         return jax.lax.map(at, jnp.arange(positions, dtype=jnp.int32), batch_size=min(side_by_side, positions))
 

@@ -18,7 +18,7 @@ from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding import calibration, prompts, terminal
 from mtp_jax.decoding.generate import DecodingModel, Generation, generate
 from mtp_jax.decoding.load import load_model
-from mtp_jax.decoding.model import check_heads
+from mtp_jax.decoding.model import check_branches, check_heads
 from mtp_jax.decoding.sampling import make_sampling
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.parallel.compile_cache import set_compile_cache
@@ -122,6 +122,7 @@ def _tree(config: GenerationConfig, model: DecodingModel, ids: Sequence[Sequence
         return Tree.chain(k)
     if k == 1:
         raise ValueError(f"--tree={config.tree} needs drafts, and the model has one head: leave out --tree.")
+    check_branches(model.config, f"--tree={config.tree}")
     return Tree.prune(calibration.load(str(model.source), model).accuracy[:k - 1], config.tree)
 
 

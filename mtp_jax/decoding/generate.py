@@ -19,7 +19,7 @@ import numpy as np
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding import loop
 from mtp_jax.decoding.generation import Generation
-from mtp_jax.decoding.model import DecodingModel, check_heads
+from mtp_jax.decoding.model import DecodingModel, check_branches, check_heads
 from mtp_jax.decoding.sampling import Sampling, make_sampling
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, first_heads
@@ -79,7 +79,7 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
         raise ValueError(f"stream_every={stream_every} must be at least 1 forward.")
 
     batch = -(-len(rows) // model.rows_multiple) * model.rows_multiple
-    capacity = bucket(model, min(max(map(len, rows)) + max_new_tokens, model.window) + tree.heads)
+    capacity = room(model, min(max(map(len, rows)) + max_new_tokens, model.window), tree.heads)
     tokens, lengths = _pad(rows, batch, bucket(model, max(map(len, rows))))
     stop_ids = _stop_ids(model, stop)
     request = make_request(sampling, limits, stop_ids, seed, batch)
@@ -159,6 +159,14 @@ def compiled(model: DecodingModel, tree: Tree, prompt_shape: tuple[int, int], ca
     return Programs(weights, first, model.programs["run", tree, *shapes])
 
 
+def room(model: DecodingModel, length: int, heads: int) -> int:
+    """Returns the positions a row of a cache for rows of `length` tokens at most, and blocks of `heads` heads.
+
+    One block goes beyond the end; where heads draft in turn it begins up to K - 2 settled positions earlier.
+    """
+    return bucket(model, max(length + heads, 2 * heads))
+
+
 def bucket(model: DecodingModel, length: int) -> int:
     """Returns the length that programs are compiled for, so that like lengths share one: at most a quarter more, or a
     multiple of 64 (128 on TPU and GPU)."""
@@ -202,6 +210,8 @@ def _tree(model: DecodingModel, heads: int | None, tree: Tree | None) -> Tree:
     if heads is not None and heads != tree.heads:
         raise ValueError(f"heads={heads} does not fit a tree that uses {tree.heads}: leave heads out.")
     check_heads(tree.heads, model.heads)
+    if not tree.is_chain:
+        check_branches(model.config, f"tree, of {tree.size} nodes,")
     return tree
 
 

@@ -7,6 +7,7 @@ tokens and its temperature, random keys) are arrays, so that nothing is compiled
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ import numpy as np
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, write
-from mtp_jax.decoding.forward import cache_dtype, draft, draft_logits, read_prompt, verify
+from mtp_jax.decoding.forward import cache_dtype, draft, draft_logits, read_prompt, settled, verify
 from mtp_jax.decoding.sampling import GREEDY, Sampling
-from mtp_jax.decoding.speculative import Candidates, accept, node_tokens, propose
+from mtp_jax.decoding.speculative import Candidates, accept, as_they_are, node_tokens, propose
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, unembed
+from mtp_jax.model import get_head_kind
 
 RUNNING, STOPPED, FULL = range(3)  # State.status_B
 ROOT = Tree.chain(1)
@@ -50,7 +52,8 @@ class State:
     Attributes:
       cache: of all settled tokens but the last.
       pending_B: the last settled token of each row, which no forward has read yet.
-      h_BxJxD: states of heads 2..k at the position before it, which the next drafts are made from.
+      drafts: what the next block's drafts are made from: states of heads 2..k at the position before it, h_BxJxD, or
+        the drafts themselves where the kind drafts in turn (`forward.Line`).
       tokens_BxT: the new tokens; what lies behind `produced_B` means nothing.
       drafted_by_BxT: the head that drafted each; 1: head 1's own.
       produced_B: how many new tokens there are, a stop token counted.
@@ -61,7 +64,7 @@ class State:
 
     cache: Cache
     pending_B: jax.Array
-    h_BxJxD: jax.Array
+    drafts: Any
     tokens_BxT: jax.Array
     drafted_by_BxT: jax.Array
     produced_B: jax.Array
@@ -77,7 +80,8 @@ def start(config: ModelConfig, tree: Tree, capacity: int, dtype: jax.typing.DTyp
     Args:
       config: the model's shape.
       tree: of the blocks to come.
-      capacity: positions a row of the cache; at least the longest prompt, its limit and K = tree.heads together.
+      capacity: positions a row of the cache; at least the longest prompt, its limit and K = tree.heads together, and
+        2 K where the kind drafts in turn.
       dtype: of the cache.
       kernel: attention kernel for the prompt.
       weights: the model's parameters.
@@ -86,15 +90,17 @@ def start(config: ModelConfig, tree: Tree, capacity: int, dtype: jax.typing.DTyp
       request: what is asked for.
     """
     B = tokens_BxP.shape[0]
-    logits_BxV, h_BxJxD, cache = read_prompt(config, weights, tokens_BxP, lengths_B, heads=tree.heads,
-                                             capacity=capacity, dtype=dtype, kernel=kernel)
-    wide = logits_BxV.dtype
-    nothing = Candidates(jnp.zeros((B, 0, 1), jnp.int32), jnp.zeros((B, 0, logits_BxV.shape[1]), wide))
-    first_B = accept(ROOT, tokens_BxP[:, :1], logits_BxV[:, None], nothing, request.sampling,
-                     _block_keys(request.key_B, jnp.zeros(B, jnp.int32))).token_B
+
+    def choose(logits_BxV: jax.Array) -> jax.Array:
+        nothing = Candidates(jnp.zeros((B, 0, 1), jnp.int32), jnp.zeros((B, 0, logits_BxV.shape[1]), logits_BxV.dtype))
+        return accept(ROOT, tokens_BxP[:, :1], logits_BxV[:, None], nothing, request.sampling,
+                      _block_keys(request.key_B, jnp.zeros(B, jnp.int32))).token_B
+
+    _, first_B, drafted, cache = read_prompt(config, weights, tokens_BxP, lengths_B, heads=tree.heads,
+                                             capacity=capacity, dtype=dtype, kernel=kernel, choose=choose)
     zeros_B = jnp.zeros(B, jnp.int32)
-    state = State(cache, first_B, h_BxJxD, jnp.zeros((B, capacity), jnp.int32), jnp.zeros((B, capacity), jnp.int8),
-                  zeros_B, jnp.where(request.limits_B > 0, RUNNING, FULL), zeros_B,
+    state = State(cache, first_B, drafted.drafts, jnp.zeros((B, capacity), jnp.int32),
+                  jnp.zeros((B, capacity), jnp.int8), zeros_B, jnp.where(request.limits_B > 0, RUNNING, FULL), zeros_B,
                   jnp.zeros((B, tree.depth), jnp.int32))
     line_BxK = jnp.zeros((B, tree.heads), jnp.int32).at[:, 0].set(first_B)
     return _emit(state, request, line_BxK, zeros_B)
@@ -119,21 +125,27 @@ def step(config: ModelConfig, tree: Tree, weights: Weights, state: State, reques
     # Greedy decoding reads no key; making one takes CPU as long as half a layer of a small model.
     key_B = jax.lax.cond(request.sampling.rule == GREEDY, lambda: request.key_B,
                          lambda: _block_keys(request.key_B, 1 + state.blocks_B))
-    candidates = propose(draft_logits(config, weights, state.h_BxJxD), tree, request.sampling, key_B)
+    in_turn = get_head_kind(config.head_kind).in_turn
+    if in_turn:
+        wide = jnp.promote_types(jnp.float32, config.dtype)
+        candidates = as_they_are(state.drafts.tokens_BxJ, config.padded_vocab_size, wide)
+    else:
+        candidates = propose(draft_logits(config, weights, state.drafts), tree, request.sampling, key_B)
     tokens_BxQ = node_tokens(state.pending_B, candidates, tree)
     verified = verify(config, weights, state.cache, tokens_BxQ, tree)
     logits_BxQxV = unembed(config, weights, verified.h_BxQxD, 1)
     accepted = accept(tree, tokens_BxQ, logits_BxQxV, candidates, request.sampling, key_B)
-    h_BxJxD, news = draft(config, weights, verified, state.cache, accepted.node_B, heads=tree.heads,
-                          dtype=cache_dtype(state.cache))
+    drafted = draft(config, weights, verified, state.cache, accepted.node_B, heads=tree.heads,
+                    dtype=cache_dtype(state.cache), token_B=accepted.token_B, before=state.drafts)
     running_B = state.status_B == RUNNING
-    cache = write(state.cache, verified.trunk, news, None if tree.is_chain else accepted.path_BxK,
-                  jnp.where(running_B, accepted.count_B + 1, 0), (logits_BxQxV, h_BxJxD))
+    cache = write(state.cache, verified.trunk, drafted.news, None if tree.is_chain else accepted.path_BxK,
+                  jnp.where(running_B, accepted.count_B + 1, 0), (logits_BxQxV, drafted.h_BxJxD),
+                  again=settled(tree.heads) if in_turn else 0)
     # The line that goes into the text: the accepted drafts, then head 1's token.
     drafts_BxK = jnp.take_along_axis(tokens_BxQ, jnp.roll(accepted.path_BxK, -1, axis=1), axis=1)
     own_BxK = jnp.arange(tree.heads)[None] == accepted.count_B[:, None]
     line_BxK = jnp.where(own_BxK, accepted.token_B[:, None], drafts_BxK)
-    state = dataclasses.replace(state, cache=cache, pending_B=accepted.token_B, h_BxJxD=h_BxJxD,
+    state = dataclasses.replace(state, cache=cache, pending_B=accepted.token_B, drafts=drafted.drafts,
                                 blocks_B=state.blocks_B + running_B)
     return _emit(state, request, line_BxK, accepted.count_B)
 

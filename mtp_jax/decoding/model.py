@@ -9,6 +9,7 @@ from mtp_jax.config import ModelConfig, check_choice
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding.weights import Weights, unstack
 from mtp_jax.model import ModelSpec
+from mtp_jax.model.heads import HEAD_KINDS, get_head_kind
 from mtp_jax.model.language_model import Params
 from mtp_jax.parallel import Layout
 
@@ -94,6 +95,16 @@ def check_use(config: ModelConfig, *, heads: int, window: int, cache_dtype: str)
     if window < 1:
         raise ValueError(f"window={window} must be at least 1: it counts the tokens of the prompt and the new ones.")
     check_choice("cache_dtype", cache_dtype, tuple(dict.fromkeys((*CACHE_DTYPES, config.dtype))))
+
+
+def check_branches(config: ModelConfig, setting: str) -> None:
+    """Raises ValueError, which begins with `setting`, where the model's heads draft one after the other and so make a
+    chain, never a tree."""
+    if get_head_kind(config.head_kind).in_turn:
+        able = ", ".join(sorted(name for name, kind in HEAD_KINDS.items() if not kind.in_turn))
+        raise ValueError(f"{setting} branches, and heads of kind {config.head_kind!r} draft one after the other, each "
+                         f"from the draft before: use a chain (--heads=K, without --tree). Kinds that can draft "
+                         f"trees: {able}.")
 
 
 def check_heads(heads: int, there: int) -> None:

@@ -91,6 +91,17 @@ def propose(logits_BxJxV: jax.Array, tree: Tree, sampling: Sampling, key_B: jax.
     return jax.lax.cond(sampling.rule == LOSSLESS, drawn, likeliest)
 
 
+def as_they_are(tokens_BxJ: jax.Array, vocab: int, dtype: jax.typing.DTypeLike) -> Candidates:
+    """Returns drafts that are chosen already as candidates: each had probability 1, whatever the rule.
+
+    Args:
+      tokens_BxJ: one draft a head.
+      vocab: ids that logits have.
+      dtype: of probabilities, fp32 or wider.
+    """
+    return Candidates(tokens_BxJ[:, :, None], jax.nn.one_hot(tokens_BxJ, vocab, dtype=dtype))
+
+
 def node_tokens(pending_B: jax.Array, candidates: Candidates, tree: Tree) -> jax.Array:
     """Returns the token of each node, [B, Q]: the root's, which is settled, and the candidates'."""
     tokens_BxJxR = candidates.tokens_BxJxR

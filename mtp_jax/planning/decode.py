@@ -16,7 +16,7 @@ import jax
 from mtp_jax.config import Config
 from mtp_jax.decoding import weights as weights_of
 from mtp_jax.decoding.cache import cache_bytes
-from mtp_jax.decoding.generate import DecodingModel, bucket, compiled
+from mtp_jax.decoding.generate import DecodingModel, bucket, compiled, room
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.model import ModelSpec, get_head_kind, num_trunk_layers
 from mtp_jax.parallel import Layout, make_mesh
@@ -61,7 +61,7 @@ def plan_decoding(config: Config, topology: Topology, *, experiment: str) -> dic
     weights = weights_of.abstract(spec, heads=heads, layout=layout)
     model = DecodingModel(shape, weights, heads, window, None, layout, shape.dtype)
     tree, devices = Tree.chain(heads), list(mesh.devices.flat)
-    capacity = bucket(model, window + heads)
+    capacity = room(model, window, heads)
     held = _bytes(weights)
     cache = cache_bytes(shape, batch=batch, capacity=capacity, heads=heads) / (
         layout.size("batch") * layout.size("kv_heads"))
@@ -101,7 +101,8 @@ def block_flops(config: Config, capacity: int) -> float:
     """Returns the matmul FLOPs of a block over all devices.
 
     Trunk, head 1 and its unembedding run at all k positions of a row, heads 2..k and theirs at one; what those write
-    into the cache everywhere is counted as their keys' and values' products.
+    into the cache everywhere is counted as their keys' and values' products. Heads that draft in turn run at 2 (k - 1)
+    positions each, the last of them at one.
 
     Args:
       config: with the vocabulary's size.
@@ -113,7 +114,10 @@ def block_flops(config: Config, capacity: int) -> float:
     head, logits = kind.matmul_flops(model, layer), 2 * model.d_model * model.padded_vocab_size
     written = 4 * model.d_model * model.kv_heads * model.attention_head_dim if kind.caches else 0
     first = head if kind.own(1) else 0
-    a_row = k * (num_trunk_layers(model) * layer + first + logits) + (k - 1) * (head + logits + (k - 1) * written)
+    window = 2 * (k - 1) if kind.in_turn else k  # positions at which a further head writes into the cache
+    others = max(0, k - 2) if kind.in_turn else 0  # further heads that run at all of these
+    a_row = k * (num_trunk_layers(model) * layer + first + logits) + (k - 1) * (head + logits + (window - 1) * written)
+    a_row += others * (window - 1) * (head - written)
     return config.data.batch_size * a_row
 
 

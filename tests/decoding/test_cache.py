@@ -13,7 +13,7 @@ from mtp_jax.decoding import Tree, generate, loop
 from mtp_jax.decoding.cache import cache_bytes
 from mtp_jax.decoding.forward import read_prompt, verify
 from mtp_jax.decoding.generate import compiled
-from mtp_jax.decoding.sampling import make_sampling
+from mtp_jax.decoding.sampling import highest, make_sampling
 from mtp_jax.decoding.weights import unembed, unstack
 from mtp_jax.model import ModelSpec
 from tests.decoding.checks import BUSHY, decoding_model, ragged, tokens_of
@@ -80,7 +80,7 @@ def test_a_block_behind_the_cache_reads_what_the_whole_text_has(dtype, least, mo
     @functools.partial(jax.jit, compiler_options=QUICK)
     def logits(weights, prompts_BxP, lengths_B, block_BxQ):
         cache = read_prompt(spec.config, weights, prompts_BxP, lengths_B, heads=1, capacity=32, dtype=dtype,
-                            kernel="xla")[2]
+                            kernel="xla", choose=highest)[3]
         return unembed(spec.config, weights, verify(spec.config, weights, cache, block_BxQ, Tree.chain(3)).h_BxQxD, 1)
 
     prompts = np.zeros((3, 24), np.int32)

@@ -120,7 +120,8 @@ class HeadKind(abc.ABC):
         Args:
           heads: a module for each of the J heads from head 2 on.
           h_BxQxD: states of head 1 over settled tokens, from `first`.
-          line_BxE: ids, E = Q + J: those of the same positions and J more, of which the one after `index_B` is settled.
+          line_BxE: ids, E = Q + J + 1: those of the same positions, that after `index_B` settled as well, and room
+            for the drafts.
           index_B: the last settled position that has a state; the drafts are for two places after it and on. None: the
             whole line is settled, nothing is drafted and the states of all Q positions are wanted.
           context: of the Q positions.

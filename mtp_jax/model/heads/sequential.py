@@ -3,6 +3,8 @@ arXiv 2412.19437, section 2.2)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -56,7 +58,7 @@ class SequentialHeads(HeadKind):
         cut = None if gates_N is None else gates_N[1]  # the embedding is the trunk's: what cuts it off cuts every read
 
         def run(leaves, gate, places, h_BxLxD):
-            module = build(leaves)
+            module: Any = build(leaves)
             token_BxLxD = scale_gradient(ahead(places), cut)
             return module.norm(module.block(module.merge(token_BxLxD, scale_gradient(h_BxLxD, gate)), context))
 

@@ -193,3 +193,53 @@ def test_a_tied_source_does_not_fill_an_untied_model(params_of):
     del old["unembedding"]
     with pytest.raises(CheckpointMismatch, match="unembedding/kernel: missing in the checkpoint(.|\n)*tie_embedding"):
         initialise_from(old, params_of(2))
+
+
+# Of a kind whose head 1 has no parameters, N heads have N - 1 rows.
+
+
+def test_rows_of_kinds_whose_first_head_has_no_parameters(params_of, assert_same):
+    old, new = params_of(1, heads=2, unembedding="replicated"), params_of(2, heads=3, unembedding="replicated")
+    for params, seed in ((old, 3), (new, 4)):  # of 3 and of 4 heads, all of which have an unembedding
+        params["unembedding"] = params_of(seed, heads=3 if seed == 3 else 4, unembedding="replicated")["unembedding"]
+    made = initialise_from(old, new, heads=(1, "fresh", 2, 3), head_kind="medusa")
+    assert_same(made["heads"], jax.tree.map(lambda a, b: jnp.stack([b[0], a[0], a[1]]), old["heads"], new["heads"]))
+    a, b = old["unembedding"]["kernel"], new["unembedding"]["kernel"]
+    assert_same(made["unembedding"]["kernel"], jnp.stack([a[0], b[1], a[1], a[2]]))
+    assert_same(made["trunk"], old["trunk"])
+
+
+def test_a_plain_model_gets_heads_from_the_second_on(params_of, assert_same):
+    old, new = params_of(1), params_of(2, heads=2)
+    del old["heads"]
+    made = initialise_from(old, new, heads=(1, "fresh", "fresh"), head_kind="medusa")
+    assert_same(made, {**old, "heads": new["heads"]})
+    back = {name: part for name, part in new.items() if name != "heads"}
+    assert_same(initialise_from(made, back, heads=(1,), head_kind="medusa"), old)
+    with pytest.raises(ValueError, match=r"has 1 and model.num_heads=3.*heads=\(1, 'fresh', 'fresh'\)"):
+        initialise_from(old, new, head_kind="medusa")
+
+
+@pytest.mark.parametrize("heads", [(2, 3, 1), (1, 1, 2)])
+def test_heads_without_parameters_stay_where_they_are(params_of, heads):
+    with pytest.raises(ValueError, match="only heads from 2 on have parameters: give 1 at place 1"):
+        initialise_from(params_of(1, heads=2), params_of(2, heads=2), heads=heads, head_kind="medusa")
+
+
+@pytest.mark.parametrize("unembedding", ["shared", "replicated"])
+def test_the_first_heads_of_such_a_kind_are_read(tmp_path, state_of, config, assert_same, unembedding):
+    state = state_of(1, heads=3)
+    if unembedding == "replicated":
+        state.params["unembedding"] = {"kernel": state_of(1, heads=4, unembedding=unembedding).params["unembedding"][
+            "kernel"]}
+    with Checkpointer(tmp_path / "checkpoints", config()) as checkpointer:
+        checkpointer.save(1, state, {"config": {"model": {"head_kind": "medusa"}}})
+    for k in range(1, 5):
+        params = load_params(tmp_path, heads=k).params
+        want = first_heads(state.params, k)
+        want["heads"] = jax.tree.map(lambda leaf, k=k: leaf[:k - 1], want["heads"])
+        if k == 1:
+            del want["heads"]
+        assert_same(params, want)
+    with pytest.raises(ValueError, match="heads=5, but the checkpoint has 4"):
+        load_params(tmp_path, heads=5)

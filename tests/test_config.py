@@ -51,7 +51,8 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize("name", [
     "model.num_heads", "model.num_layers", "model.d_model", "model.num_attention_heads", "model.num_kv_heads",
     "model.head_dim", "model.d_ff", "model.d_ff_multiple", "model.vocab_size", "model.vocab_multiple",
-    "model.rope_original_window", "compute.logits_bytes", "compute.microbatches", "objective.schedule_steps", "data.batch_size", "data.seq_len",
+    "model.rope_original_window", "compute.logits_bytes", "compute.microbatches", "objective.schedule_steps",
+    "data.batch_size", "data.seq_len",
     "data.validation_batches", "optimizer.schedule_steps", "train.num_steps", "train.checkpoint_every",
     "train.validate_every", "checkpoint.keep_last", "logging.log_every", "logging.profile_steps"])
 @pytest.mark.parametrize("value", [0, -3])

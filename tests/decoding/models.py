@@ -21,6 +21,8 @@ RANDOM = {
     "linear": dict(head_kind="linear", num_heads=2, num_layers=2, tie_embedding=True),
     "causal": dict(head_kind="causal", unembedding="replicated", num_attention_heads=4, num_kv_heads=1),
     "anticausal": dict(head_kind="anticausal", unembedding="replicated", qk_norm=True),
+    "sequential": dict(head_kind="sequential", num_heads=4, num_layers=2, num_attention_heads=4, num_kv_heads=2,
+                       unembedding="replicated"),
     "medusa": dict(head_kind="medusa", medusa_layers=2, num_layers=1, unembedding="replicated"),
 }
 # Code for 120 steps pays for some optimizing, but not for all of it.

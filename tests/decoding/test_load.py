@@ -22,7 +22,8 @@ WINDOW = 48
 KINDS = {"parallel": {}, "replicated": dict(unembedding="replicated", extra_trunk_layers=1),
          "linear": dict(head_kind="linear", tie_embedding=True, num_layers=2), "causal": dict(head_kind="causal"),
          "anticausal": dict(head_kind="anticausal", unembedding="replicated"),
-         "medusa": dict(head_kind="medusa", unembedding="replicated")}
+         "medusa": dict(head_kind="medusa", unembedding="replicated"),
+         "sequential": dict(head_kind="sequential", num_layers=2)}
 
 
 def make_run(folder, steps=(1,), **changes):
@@ -63,7 +64,7 @@ def test_the_weights_are_those_of_the_heads_in_use(name, tmp_path, monkeypatch):
         assert (model.heads, model.window, model.step, model.source) == (k, WINDOW, 1, str(folder))
         rows = spec.config.num_heads if name == "anticausal" else k
         taken = read.pop().params
-        own = rows - 1 if name == "medusa" else rows  # head 1 has no parameters
+        own = rows - 1 if name in ("medusa", "sequential") else rows  # head 1 has no parameters
         assert [leaf.shape[0] for leaf in jax.tree.leaves(taken.get("heads", {}))] == (
             [own] * len(jax.tree.leaves(params["heads"])) if own else [])
         if spec.config.unembedding == "replicated":

@@ -35,6 +35,7 @@ FORMS = {
     "parallel": {},
     "linear": {"head_kind": "linear", "num_layers": 1},
     "medusa": {"head_kind": "medusa", "num_layers": 1, "medusa_layers": 2},
+    "sequential": {"head_kind": "sequential", "num_layers": 1},
     "causal": {"head_kind": "causal"},
     "anticausal": {"head_kind": "anticausal"},
     "grouped KV heads": {"num_heads": 1, "num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2},
@@ -220,8 +221,9 @@ def test_medusa_heads_keep_the_trunk_whole_and_start_as_head_1(x64):
         assert jnp.array_equal(h_NxBxLxD[k], h_NxBxLxD[0])
 
 
-def test_one_medusa_head_is_a_plain_transformer_without_parameters_for_heads(x64):
-    alone, plain = make_config(num_heads=1, num_layers=2, head_kind="medusa"), make_config(num_heads=1, num_layers=2)
+@pytest.mark.parametrize("kind", ["medusa", "sequential"])
+def test_one_head_alone_is_a_plain_transformer_without_parameters_for_heads(kind, x64):
+    alone, plain = make_config(num_heads=1, num_layers=2, head_kind=kind), make_config(num_heads=1, num_layers=2)
     params, batch, scale_N = make_params(alone), make_batch(), jnp.asarray(SCALE[:1])
     assert "heads" not in params
     same = {**params, "trunk": jax.tree.map(lambda x: x[:1], params["trunk"]),
@@ -256,7 +258,8 @@ def test_the_papers_shapes_have_the_papers_sizes(name, width, layers, heads, pub
 @pytest.mark.parametrize("kind, changes", [
     ("parallel", {}), ("parallel", {"unembedding": "replicated", "qk_norm": True, "num_kv_heads": 2}),
     ("linear", {"tie_embedding": True}), ("causal", {}), ("anticausal", {"param_dtype": "bfloat16"}),
-    ("medusa", {}), ("medusa", {"medusa_layers": 2, "unembedding": "replicated"})])
+    ("medusa", {}), ("medusa", {"medusa_layers": 2, "unembedding": "replicated"}),
+    ("sequential", {"qk_norm": True, "num_kv_heads": 2})])
 def test_parameter_paths_shapes_and_axes_are_the_golden_ones(kind, changes):
     """Checkpoints and converters stand on these names."""
     shape = {"num_heads": 2, "num_layers": 5, "num_attention_heads": 4}

@@ -10,6 +10,7 @@ Written by mtp_jax beside the weights; needs torch and transformers only.
     model.generate_speculative(ids, max_new_tokens=64)  # all heads; also says how many forwards it took
 """
 
+import functools
 import inspect
 from dataclasses import dataclass
 
@@ -260,8 +261,8 @@ class MTPParallelForCausalLM(MTPParallelPreTrainedModel, GenerationMixin):
         as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return result if as_dict else result.to_tuple()
 
-    def generate(self, inputs=None, *args, heads=None, **kwargs):
-        """As transformers' `generate`; with `heads` above 1 it writes several tokens a forward.
+    def generate(self, inputs=None, generation_config=None, *args, heads=None, **kwargs):
+        """As transformers' `generate`; with `heads` it writes several tokens a forward.
 
         Heads 2 to `heads` draft the tokens after the next one and head 1 verifies them in one forward. Greedy text is
         that of head 1 alone (in fp32: in bf16 two tokens may tie, and a block rounds unlike a single position). Sampled
@@ -269,21 +270,29 @@ class MTPParallelForCausalLM(MTPParallelPreTrainedModel, GenerationMixin):
         for the same seed. Rows of a batch accept different numbers of tokens; prompts are padded on the left.
 
         Args:
-          heads: heads in use, from 1 to the model's number. None: head 1 alone.
+          heads: heads in use, from 1 to the model's number. None: plain generation with head 1, in any mode.
+          args, kwargs: as transformers' `generate`; with `heads`, by name.
 
         Raises:
-          ValueError: heads is out of range, or beside a kind of decoding that drafts are not for.
+          ValueError: heads is out of range, or beside a way of decoding that drafts are not offered for.
         """
         if heads is None:
-            return super().generate(inputs, *args, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)
         if not 1 <= heads <= self.config.num_prediction_heads:
             raise ValueError(f"heads={heads} must lie in 1..{self.config.num_prediction_heads}, the model's heads.")
-        return super().generate(inputs, *args, custom_generate=_speculate, heads=heads, **kwargs)
+        if args:
+            raise ValueError("heads beside arguments without names: name all but inputs and generation_config.")
+        for name in ("assistant_model", "synced_gpus", "custom_generate"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is not offered with heads: leave out one of the two.")
+        # transformers hands a streamer to its own modes only.
+        decode = functools.partial(_speculate, heads=heads, streamer=kwargs.pop("streamer", None))
+        return super().generate(inputs, generation_config, custom_generate=decode, **kwargs)
 
-    def generate_speculative(self, inputs=None, *args, heads=None, **kwargs):
+    def generate_speculative(self, inputs=None, generation_config=None, heads=None, **kwargs):
         """As `generate` with all heads, or the first `heads`; returns a SpeculativeOutput."""
         heads = self.config.num_prediction_heads if heads is None else heads
-        return self.generate(inputs, *args, heads=heads, return_dict_in_generate=True, **kwargs)
+        return self.generate(inputs, generation_config, heads=heads, return_dict_in_generate=True, **kwargs)
 
 
 @dataclass
@@ -309,8 +318,8 @@ class SpeculativeOutput(ModelOutput):
 
 
 @torch.no_grad()
-def _speculate(model, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False,
-               streamer=None, heads=1, **model_kwargs):
+def _speculate(model, input_ids, logits_processor, stopping_criteria, generation_config, *, heads, streamer,
+               **model_kwargs):
     """Self-speculative decoding: transformers' `generate` prepares the arguments and calls this.
 
     A block is the newest token, which no layer has read yet, and the drafts behind it. The trunk and every head read
@@ -321,7 +330,7 @@ def _speculate(model, input_ids, logits_processor, stopping_criteria, generation
     A draft is accepted if it is the token that head 1 chooses there, be it the likeliest or drawn from its
     distribution p: a draft x then stays with probability p(x), and otherwise the token is distributed as p without x.
     """
-    _check(generation_config, model_kwargs, streamer, synced_gpus, len(input_ids))
+    _check(generation_config, model_kwargs, streamer, len(input_ids))
     B, device = len(input_ids), input_ids.device
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask.to(torch.long)
@@ -332,6 +341,8 @@ def _speculate(model, input_ids, logits_processor, stopping_criteria, generation
     lengths = positions.expand(B, -1)[:, -1] + 1  # of each row, without the newest token
     block, drafts = input_ids, [[] for _ in range(B)]
     rows, running = list(input_ids), [True] * B
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
     forwards, accepted = torch.zeros(B, dtype=torch.long), torch.zeros(B, heads - 1, dtype=torch.long)
     while True:
         states = model.model(block, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
@@ -402,7 +413,7 @@ def _crop(cache, length):
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
-def _check(config, model_kwargs, streamer, synced_gpus, batch):
+def _check(config, model_kwargs, streamer, batch):
     """Raises ValueError for what drafts are not offered with."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
@@ -413,8 +424,6 @@ def _check(config, model_kwargs, streamer, synced_gpus, batch):
             raise ValueError(f"{name}=True is not offered with heads: leave out one of the two.")
     if not config.use_cache:
         raise ValueError("use_cache=False is not offered with heads, which read what is cached: leave it out.")
-    if synced_gpus:
-        raise ValueError("heads is not offered with synced_gpus (ZeRO-3, FSDP): leave it out.")
     if streamer is not None and batch > 1:
         raise ValueError(f"a streamer takes one row, and there are {batch}: leave out the streamer.")
     cache = model_kwargs.get("past_key_values")

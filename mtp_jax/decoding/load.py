@@ -96,7 +96,8 @@ def read_run(folder: epath.Path, *, tokenizer: str | Tokenizer | None = None, st
     stored = _stored(folder, path)
     config = _config(folder, stored)
     config.model.validate()
-    return SavedRun(path, stored, config, _tokenizer(config, tokenizer, stored.get("tokenizer_hash"), folder))
+    return SavedRun(path, stored, config, _tokenizer(config, tokenizer, stored.get("tokenizer_hash") or None,
+                                                          folder))  # "": converted from where none was told
 
 
 def read_config(workdir: epath.PathLike) -> Config:

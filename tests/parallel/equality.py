@@ -10,6 +10,7 @@ from mtp_jax import config as configs
 from mtp_jax.checkpoints.structure import nest
 from mtp_jax.config import ParallelConfig
 from mtp_jax.decoding import DecodingModel, Tree, forward
+from mtp_jax.decoding.sampling import highest
 from mtp_jax.decoding.weights import unembed
 from mtp_jax.model import ModelSpec, get_head_kind
 from mtp_jax.parallel import Layout, make_mesh, use_layout
@@ -19,7 +20,8 @@ from tests.small_model import assert_trees_close
 
 VOCAB, B, L = 30, 16, 16
 KINDS, HEADS = ("parallel", "linear", "causal", "anticausal"), (1, 2, 4)
-OWN_FROM_2 = ("medusa",)  # kinds whose head 1 has no parameters: whole in the slow suite, a few cells in the fast one
+# Kinds whose head 1 has no parameters: whole in the slow suite, a few cells in the fast one.
+OWN_FROM_2 = ("medusa", "sequential")
 # What else a model can have, so that every value meets every kind and every n.
 VARIANTS = ({}, {"unembedding": "replicated", "num_kv_heads": 4}, {"tie_embedding": True, "qk_norm": True})
 
@@ -28,8 +30,8 @@ def config_of(kind, heads, mesh, **compute):
     """Returns the run of a tiny model in fp64."""
     variant = VARIANTS[((KINDS + OWN_FROM_2).index(kind) + HEADS.index(heads)) % len(VARIANTS)]
     config = configs.from_dict({
-        "model": dict(num_heads=heads, num_layers=2 + get_head_kind(kind).layers_per_head * heads, d_model=16, head_kind=kind,
-                      num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB, vocab_multiple=16, init_std=0.3,
+        "model": dict(num_heads=heads, num_layers=2 + get_head_kind(kind).layers_per_head * heads, d_model=16,
+                      head_kind=kind, num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB, vocab_multiple=16, init_std=0.3,
                       param_dtype="float64", dtype="float64", **variant),
         # Logits of 2 positions of 16 rows: the loss of every mesh has several chunks, some of them padded.
         "compute": dict(scan_layers=True, logits_bytes=3 * 4 * 32, **compute),
@@ -145,13 +147,15 @@ def decoding_logits(kind, heads, mesh=None):
 
     def function(weights, tokens_BxP, lengths_B, block_BxQ):
         with use_layout(model.layout):
-            first_BxV, h_BxJxD, cache = forward.read_prompt(
-                config, weights, tokens_BxP, lengths_B, heads=heads, capacity=L, dtype="float64", kernel="blocked")
+            first_BxV, _, drafted, cache = forward.read_prompt(
+                config, weights, tokens_BxP, lengths_B, heads=heads, capacity=L, dtype="float64", kernel="blocked",
+                choose=highest)
             verified = forward.verify(config, weights, cache, block_BxQ, tree)
             logits_BxQxV = unembed(config, weights, verified.h_BxQxD, 1)
-            drafts = h_BxJxD, forward.draft(config, weights, verified, cache, lengths_B % heads, heads=heads,
-                                            dtype="float64")[0]
-            return first_BxV, logits_BxQxV, [forward.draft_logits(config, weights, h) for h in drafts]
+            again = forward.draft(config, weights, verified, cache, lengths_B % heads, heads=heads, dtype="float64",
+                                  token_B=tokens_BxP[:, 0], before=drafted.drafts)
+            return first_BxV, logits_BxQxV, [forward.draft_logits(config, weights, part.h_BxJxD)
+                                             for part in (drafted, again)]
 
     draw = np.random.default_rng(2)
     tokens, block = (draw.integers(0, VOCAB, (B, length)).astype(np.int32) for length in (PROMPT, tree.size))

@@ -55,7 +55,7 @@ def every_mesh():
 COVER = pairwise(product(MESHES, **EXECUTION))
 DECODING_COVER = pairwise(product(DECODING_MESHES))
 FEW = [{"mesh": 4, "kind": kind, "heads": 4, "remat": "full", "microbatches": 2} for kind in OWN_FROM_2]
-DECODING_FEW = [{"mesh": 1, "kind": kind, "heads": 2} for kind in OWN_FROM_2]
+DECODING_FEW = [{"mesh": 1, "kind": kind, "heads": 4} for kind in OWN_FROM_2]
 EVERY = every_mesh()
 EVERY_DECODING = [mesh for mesh in EVERY if "sequence" not in mesh]
 

@@ -15,6 +15,7 @@ from mtp_jax.model.heads.interface import HeadKind, register_head_kind, scale_gr
 from mtp_jax.model.layers import Block, RMSNorm, parameter
 from mtp_jax.model.primitives import project
 from mtp_jax.model.stacks import checkpoint, scan, split_module
+from mtp_jax.parallel import constrain
 
 
 class SequentialModules(nnx.Module):
@@ -31,7 +32,7 @@ class SequentialModules(nnx.Module):
     def merge(self, token_BxLxD: jax.Array, h_BxLxD: jax.Array) -> jax.Array:
         """Returns the input of the block, of the token ahead (the upper half of the projection) and the state."""
         both_BxLxE = jnp.concatenate([self.embedding_norm(token_BxLxD), self.state_norm(h_BxLxD)], axis=-1)
-        return project(both_BxLxE, self.projection[...])
+        return constrain(project(both_BxLxE, self.projection[...]), "batch", "residual", None)
 
 
 @register_head_kind("sequential")

@@ -1,0 +1,182 @@
+"""The format `fast_llm`: the MTPLlamaForCausalLM of ServiceNow's Fast-LLM, which trains parallel heads too.
+
+Llama's names, where the last of `model.layers` is head 1's layer; `model.mtp_heads.{i}` are the layers of heads 2, 3,
+and so on, on the same trunk. Each head has a final norm there, `model.mtp_norms.{i}` from head 1 on; ours have one
+together, so it is written n times, and read where all are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mtp_jax.checkpoints.structure import Leaf, flatten
+from mtp_jax.config import ConvertConfig, ModelConfig
+from mtp_jax.convert import head_one
+from mtp_jax.convert.meta import first_heads, is_further
+from mtp_jax.convert.model import Model
+from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
+from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, reader, stream
+from mtp_jax.model import ModelSpec, num_trunk_layers
+
+HEAD_KINDS = ("parallel",)
+CONFIG, MODEL_TYPE = "config.json", "mtp_llama"
+CODE = ("configuration_mtp_llama.py", "modeling_mtp_llama.py")  # Fast-LLM's, in fast_llm_external_models/mtp_llama
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+NORM = "model.mtp_norms.{}.weight"
+
+
+def table(config: ModelConfig) -> list[Entry]:
+    """Returns the table of the format; the final norm has a line a head."""
+    lines = head_one.entries(config, LLAMA, embedding="model.embed_tokens.weight", layer="model.layers.{}.",
+                             norm=NORM.format(0), unembedding="lm_head.weight")
+    for k in range(1, config.num_heads):
+        lines += block_entries(config, LLAMA, prefix=f"model.mtp_heads.{k - 1}.", path="heads", index=k)
+        lines.append(Entry(NORM.format(k), "final_norm/scale"))
+    return lines
+
+
+def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[str]:
+    """Writes config.json, the tensors, and the tokenizer's files.
+
+    Raises:
+      ValueError: the model has what the format cannot say, or a number is NaN or infinite.
+    """
+    config = first_heads(model.config, options.heads or model.config.num_heads)
+    for field, value, only in (("unembedding", config.unembedding, "shared"), ("qk_norm", config.qk_norm, False),
+                               ("rope_scaling", config.rope_scaling, "none")):
+        if value != only:
+            raise ValueError(f"model.{field}={value!r} cannot be said in Fast-LLM's mtp_llama, which is written here "
+                             f"with {only!r} alone: choose --dst_format=hf_parallel.")
+    entries = table(config)
+    check_covered(model.leaves, entries, lambda path, index: is_further(config, path, index))
+    announced = infos(model.leaves, entries, options.dtype)
+    dtype = str(announced["model.embed_tokens.weight"].dtype)
+    (folder / CONFIG).write_text(json.dumps(config_json(config, model, dtype), indent=2) + "\n")
+    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
+        for name, tensor in stream(model, entries, options.dtype):
+            writer.write(name, tensor)
+    for name, data in model.tokenizer_files.items():
+        (folder / name).write_bytes(data)
+    return [f"Fast-LLM reads {options.dst} as the checkpoint format mtp_llama.",
+            f"For transformers copy {CODE[0]} and {CODE[1]} of Fast-LLM (fast_llm_external_models/mtp_llama) into it: "
+            "its config.json names them.",
+            f"AutoModelForCausalLM.from_pretrained({options.dst!r}, trust_remote_code=True)(ids, "
+            "return_all_prediction_heads=True)"]
+
+
+def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]:
+    """Returns what config.json says; `num_hidden_layers` counts the trunk and head 1's layer."""
+    tokenizer = model.tokenizer
+    return {
+        "architectures": ["MTPLlamaForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "auto_map": {"AutoConfig": "configuration_mtp_llama.MTPLlamaConfig",
+                     "AutoModel": "modeling_mtp_llama.MTPLlamaModel",
+                     "AutoModelForCausalLM": "modeling_mtp_llama.MTPLlamaForCausalLM"},
+        "prediction_heads": config.num_heads,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": num_trunk_layers(config) + 1,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.attention_head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.window,
+        "initializer_range": config.init_std,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embedding,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": config.rope_theta,  # transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
+        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
+        "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
+        "torch_dtype": dtype,
+    }
+
+
+def read(path: pathlib.Path, options: ConvertConfig) -> Model:
+    """Opens a checkpoint that Fast-LLM exported.
+
+    Raises:
+      ValueError: config.json or the tensors are missing, damaged or do not fit each other, or the heads' norms differ.
+    """
+    fields, tensors = _fields(path / CONFIG), open_folder(path)
+    config = _config(path / CONFIG, fields, tensors, options)
+    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
+              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    read_leaf = reader(leaves, table(config), tensors)
+    first = tensors.read(NORM.format(0))
+    for k in range(1, config.num_heads):
+        if not np.array_equal(tensors.read(NORM.format(k)), first):
+            raise ValueError(f"{path}: {NORM.format(k)} differs from {NORM.format(0)}, and the heads here have one norm "
+                             f"together: convert head 1 alone, with prediction_heads 1 in {CONFIG} and without the "
+                             "tensors of the other heads.")
+    files = {name: (path / name).read_bytes() for name in TOKENIZERS if (path / name).exists()}
+    tokenizer = None
+    place = options.tokenizer or (str(path) if set(files) & {TOKENIZERS[0], TOKENIZERS[2]} else "")
+    if place:
+        from mtp_jax.data.tokenizer_files import read_tokenizer
+
+        tokenizer = read_tokenizer(place)
+    return Model(config, leaves, read_leaf, int(fields.get("max_position_embeddings") or 2048), tokenizer,
+                 files if not options.tokenizer else {}, {"source": str(path)})
+
+
+def _fields(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what a config.json says.
+
+    Raises:
+      ValueError: it is not there, cannot be read, or is of another kind of model.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: name a folder that Fast-LLM exported in the format mtp_llama.")
+    try:
+        fields = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again.") from error
+    if fields.get("model_type") != MODEL_TYPE:
+        remedy = " Read it with --src_format=hf." if fields.get("model_type") == "llama" else ""
+        raise ValueError(f"{path}: model_type is {fields.get('model_type')!r}, and Fast-LLM's is "
+                         f"{MODEL_TYPE!r}.{remedy}")
+    return fields
+
+
+def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, options: ConvertConfig) -> ModelConfig:
+    """Returns the model's shape.
+
+    Raises:
+      ValueError: a field is missing, or asks for what there is not here.
+    """
+    for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if fields.get(name, only) != only:
+            raise ValueError(f"{path}: {name} is {fields[name]!r}, and models here have {only!r} alone.")
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling != "default":
+        raise ValueError(f"{path}: the rope scaling {scaling!r} is not read from this format; only 'default' is.")
+    if options.head_kind != "parallel":
+        raise ValueError(f"--head_kind={options.head_kind}: the heads of this format are parallel; leave it out.")
+    stored = {str(info.dtype) for info in tensors.infos.values()}
+    dtype = stored.pop() if len(stored) == 1 and stored <= {"float64", "float32", "bfloat16"} else "float32"
+    try:
+        heads = int(fields["prediction_heads"])
+        config = ModelConfig(
+            num_heads=heads, num_layers=int(fields["num_hidden_layers"]) + heads - 1, d_model=fields["hidden_size"],
+            num_attention_heads=fields["num_attention_heads"], num_kv_heads=fields.get("num_key_value_heads"),
+            head_dim=fields.get("head_dim"), d_ff=fields["intermediate_size"], vocab_size=fields["vocab_size"],
+            tie_embedding=fields.get("tie_word_embeddings", False), norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
+            init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype)
+        config.validate()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks or misstates a field ({error}): copy it again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config

@@ -126,12 +126,16 @@ def rotary_tables(positions_BxL: jax.Array, head_dim: int, *, theta: float, scal
     return (jnp.concatenate([cos_BxLxC, cos_BxLxC], axis=-1), jnp.concatenate([-sin_BxLxC, sin_BxLxC], axis=-1))
 
 
+def rotary_scaling(config: ModelConfig) -> RotaryScaling:
+    """Returns how a model slows its angles."""
+    return RotaryScaling(config.rope_scaling, config.rope_factor, config.rope_low_freq_factor,
+                         config.rope_high_freq_factor, config.rope_original_window)
+
+
 def rotary_angles(config: ModelConfig, positions_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the `rotary_tables` of a model, in fp32 (fp64 in fp64)."""
-    scaling = RotaryScaling(config.rope_scaling, config.rope_factor, config.rope_low_freq_factor,
-                            config.rope_high_freq_factor, config.rope_original_window)
-    return rotary_tables(positions_BxL, config.attention_head_dim, theta=config.rope_theta, scaling=scaling,
-                         dtype=jnp.promote_types(jnp.float32, config.dtype))
+    return rotary_tables(positions_BxL, config.attention_head_dim, theta=config.rope_theta,
+                         scaling=rotary_scaling(config), dtype=jnp.promote_types(jnp.float32, config.dtype))
 
 
 def rotary(x_BxLxAxC: jax.Array, cos_BxLxC: jax.Array, sin_BxLxC: jax.Array) -> jax.Array:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
 from mtp_jax.convert import gguf_tokenizer, head_one
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.table import BlockNames, Entry, check_covered, infos, stream
+from mtp_jax.model.primitives import rotary_scaling
 
 HEAD_KINDS = head_one.HEAD_KINDS
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # names in gguf
 NAMES = BlockNames("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
                    "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 FILE = "model.gguf"
+ROTARY = "rope_freqs.weight"
 _Q8_BLOCK = 32  # numbers of a row that share a scale
 _AT_A_TIME = 2**22  # numbers that are quantized together
 
@@ -61,6 +64,9 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     for key, value in metadata(model, kind, options).items():
         getattr(writer, f"add_{key}")(value)
     vocabulary.add(writer)
+    factors_C = rotary_factors(config)
+    if factors_C is not None:
+        writer.add_tensor_info(ROTARY, factors_C.shape, factors_C.dtype, factors_C.nbytes)
     halves = []
     for name, info in announced.items():
         quantized = _type(package, kind, info.shape)
@@ -71,6 +77,8 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if factors_C is not None:
+        writer.write_tensor_data(factors_C)
     for name, tensor in stream(model, entries, None):
         writer.write_tensor_data(_quantize(package, tensor, _type(package, kind, tensor.shape), name))
     writer.close()
@@ -88,6 +96,7 @@ def metadata(model: Model, kind: str, options: ConvertConfig) -> dict[str, Any]:
     """
     config = model.config
     types = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama.cpp's llama_ftype
+    scaling = {"rope_scaling_type": _package().RopeScalingType.LINEAR, "rope_scaling_factor": config.rope_factor}
     return {
         "name": options.name or pathlib.PurePath(options.dst).name, "file_type": types[kind],
         "quantization_version": 2, "context_length": model.window, "embedding_length": config.d_model,
@@ -96,7 +105,20 @@ def metadata(model: Model, kind: str, options: ConvertConfig) -> dict[str, Any]:
         "key_length": config.attention_head_dim, "value_length": config.attention_head_dim,
         "layer_norm_rms_eps": config.norm_eps, "rope_dimension_count": config.attention_head_dim,
         "rope_freq_base": config.rope_theta, "vocab_size": config.vocab_size,
+        **(scaling if config.rope_scaling == "linear" else {}),
     }
+
+
+def rotary_factors(config: ModelConfig) -> np.ndarray | None:
+    """Returns how many times slower each pair of features rotates than by the base alone, [C / 2] in fp32.
+
+    llama.cpp reads Llama 3's scaling so; None: there is none, or one that the header tells.
+    """
+    if config.rope_scaling in ("none", "linear"):
+        return None
+    C = config.attention_head_dim
+    frequency_C = jnp.asarray(config.rope_theta ** (-np.arange(0, C, 2) / C), jnp.float32)
+    return np.asarray(frequency_C / rotary_scaling(config)(frequency_C), np.float32)
 
 
 def _package() -> Any:

@@ -90,6 +90,20 @@ def test_dtypes(tmp_path, dtype, tolerance):
             ours, package.GGMLQuantizationType.Q8_0), package.GGMLQuantizationType.Q8_0))
 
 
+def test_rotary_scaling(tmp_path):
+    """One of all angles stands in the header, Llama 3's in a tensor of its own, which no other model has."""
+    config = make_config(head_dim=8, rope_scaling="linear", rope_factor=4.0)
+    reader = written(tmp_path / "x", make_model(config))
+    found = fields(reader)
+    assert (found["llama.rope.scaling.type"], found["llama.rope.scaling.factor"]) == ("linear", 4.0)
+    assert gguf.ROTARY not in tensors(reader)
+    config = make_config(head_dim=8, rope_scaling="llama3", rope_factor=8.0, rope_original_window=64)
+    reader = written(tmp_path / "y", make_model(config))
+    assert "llama.rope.scaling.type" not in fields(reader)
+    factors_C = tensors(reader)[gguf.ROTARY]
+    assert factors_C.tolist() == [1.0, pytest.approx(7.67, rel=1e-3), 8.0, 8.0]  # waves of 6, 63, 628, 6283 tokens
+
+
 @pytest.mark.parametrize("kind", head_one.HEAD_KINDS)
 def test_every_kind_is_a_llama(tmp_path, kind):
     """All of them have a plain head 1; what the further heads have of their own is left out."""

@@ -1,9 +1,10 @@
 """A tokenizer as files that Hugging Face's AutoTokenizer reads, with BOS before each text as our rows and prompts have.
 
-    tokenizer.json or tokenizer.model   the tokenizer
-    tokenizer_config.json               its special tokens, and that BOS comes first
-    special_tokens_map.json             the same, for older readers
-    tokenizer_test.json                 texts and the ids that they have here, to check any reader with
+    tokenizer.json            the tokenizer
+    tokenizer.model           as well, where that is what it was read from
+    tokenizer_config.json     its special tokens, and that BOS comes first
+    special_tokens_map.json   the same, for older readers
+    tokenizer_test.json       texts and the ids that they have here, to check any reader with
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from absl import logging
 
 from mtp_jax.convert.hf_config import dump
 from mtp_jax.convert.model import Model
+from mtp_jax.convert.sentencepiece_json import to_fields
 from mtp_jax.data.tokenizer import ByteTokenizer, Tokenizer
 
 JSON, SENTENCEPIECE, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+TEST = "tokenizer_test.json"
 _KINDS = ("bos", "eos", "pad")
 # Texts of tokenizer_test.json: code, prose, several scripts, characters of two to four bytes, control characters.
 TEXTS = ("def add(a, b):\n    return a + b\n", "Once upon a time there was a miller.", "  two  spaces\tand a tab\r\n",
@@ -33,30 +36,26 @@ def write(model: Model, folder: pathlib.Path) -> bool:
         logging.warning("The model comes without tokenizer files: %s.", "its source has none" if tokenizer is None else
                         f"{type(tokenizer).__name__} is none of a kind that can be written")
         return False
-    given: dict[str, Any] = {}
-    if SENTENCEPIECE in model.tokenizer_files:
-        (folder / SENTENCEPIECE).write_bytes(model.tokenizer_files[SENTENCEPIECE])
-        tokens, own = _pieces(model.tokenizer_files[SENTENCEPIECE], tokenizer), {"tokenizer_class": "LlamaTokenizer"}
+    given = json.loads(model.tokenizer_files.get(CONFIG, b"{}"))
+    data, pieces = model.tokenizer_files.get(JSON), model.tokenizer_files.get(SENTENCEPIECE)
+    if pieces is not None:
+        (folder / SENTENCEPIECE).write_bytes(pieces)
+    fields = json.loads(data) if data is not None else byte_fields() if pieces is None else to_fields(pieces)
+    tokens = _tokens(fields, tokenizer)
+    if data is None or not _begins_with_bos(data, tokenizer):
+        fields["post_processor"] = _bos_first(fields.get("post_processor"), tokens["bos_token"], tokenizer.bos_id)
+        dump(folder / JSON, fields)
     else:
-        given = json.loads(model.tokenizer_files.get(CONFIG, b"{}"))
-        data = model.tokenizer_files.get(JSON)
-        fields = byte_fields() if data is None else json.loads(data)
-        tokens = _tokens(fields, tokenizer)
-        own = {"tokenizer_class": "PreTrainedTokenizerFast"}  # reads tokenizer.json as it is, in versions 4 and 5
-        if data is not None and _begins_with_bos(data, tokenizer):
-            (folder / JSON).write_bytes(data)
-        else:
-            fields["post_processor"] = _bos_first(fields.get("post_processor"), tokens["bos_token"], tokenizer.bos_id)
-            dump(folder / JSON, fields)
+        (folder / JSON).write_bytes(data)
+    _check(folder / JSON, tokenizer)
     for name in ("auto_map", "add_eos_token", "model_input_names"):
         given.pop(name, None)
     dump(folder / CONFIG, {
-        **given, **own, **tokens, "add_bos_token": True, "model_max_length": model.window,
+        **given, **tokens, "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json as it is, in versions 4 and 5
+        "add_bos_token": True, "model_max_length": model.window,
         "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]})
     dump(folder / "special_tokens_map.json", tokens)
-    dump(folder / "tokenizer_test.json", {"texts": [
-        {"text": text, "ids": [tokenizer.bos_id, *(int(index) for index in tokenizer.encode(text))]}
-        for text in TEXTS]})
+    dump(folder / TEST, {"texts": [{"text": text, "ids": _ids(tokenizer, text)} for text in TEXTS]})
     return True
 
 
@@ -75,7 +74,8 @@ def read(folder: pathlib.Path, name: str) -> tuple[Tokenizer | None, dict[str, b
     if name == "bytes":
         return ByteTokenizer(), {}
     path = pathlib.Path(name).expanduser() if name else folder
-    places = [path / file for file in (JSON, SENTENCEPIECE)] if path.is_dir() else [path]
+    files = (SENTENCEPIECE, JSON) if (path / TEST).exists() else (JSON, SENTENCEPIECE)  # ours: the original first
+    places = [path / file for file in files] if path.is_dir() else [path]
     found = next((place for place in places if place.exists()), None)
     if found is None and not name:
         return None, {}
@@ -86,11 +86,11 @@ def read(folder: pathlib.Path, name: str) -> tuple[Tokenizer | None, dict[str, b
     except ValueError as error:
         raise ValueError(str(error).replace("data.tokenizer=", "tokenizer=", 1) + ("" if name else (
             " Where another file is the model's tokenizer, name it: --tokenizer=FILE."))) from error
-    assert found is not None  # or it would not have been read
-    files = {JSON if found.suffix == ".json" else SENTENCEPIECE: found.read_bytes()}
-    if JSON in files and (found.parent / CONFIG).exists():
-        files[CONFIG] = (found.parent / CONFIG).read_bytes()
-    return tokenizer, files
+    found = found or path
+    if found.suffix != ".json":
+        return tokenizer, {SENTENCEPIECE: found.read_bytes()}
+    beside = found.parent / CONFIG
+    return tokenizer, {JSON: found.read_bytes(), **({CONFIG: beside.read_bytes()} if beside.exists() else {})}
 
 
 def byte_fields() -> dict[str, Any]:
@@ -127,29 +127,38 @@ def _is_bytes(data: bytes) -> bool:
 
 def _tokens(fields: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
     """Returns {"bos_token": ...} of a tokenizer.json."""
-    from tokenizers import Tokenizer as Reader
-
-    reader = Reader.from_str(json.dumps(fields))
-    return {f"{kind}_token": str(reader.id_to_token(getattr(tokenizer, f"{kind}_id"))) for kind in _KINDS}
-
-
-def _pieces(data: bytes, tokenizer: Tokenizer) -> dict[str, str]:
-    """Returns {"bos_token": ...} of a SentencePiece model."""
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    processor.LoadFromSerializedProto(data)
-    return {f"{kind}_token": processor.id_to_piece(getattr(tokenizer, f"{kind}_id")) for kind in _KINDS}
+    reader = _reader(json.dumps(fields).encode())
+    return {f"{kind}_token": reader.id_to_token(getattr(tokenizer, f"{kind}_id")) for kind in _KINDS}
 
 
 def _begins_with_bos(data: bytes, tokenizer: Tokenizer) -> bool:
     """Tells whether a tokenizer.json puts BOS, and nothing else, around a text by itself."""
+    return _reader(data).encode(TEXTS[1]).ids == _ids(tokenizer, TEXTS[1])
+
+
+def _check(path: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Warns where a tokenizer.json gives other ids than the tokenizer itself."""
+    reader = _reader(path.read_bytes())
+    wrong = [text for text in TEXTS if reader.encode(text).ids != _ids(tokenizer, text)]
+    if wrong:
+        logging.warning("tokenizer.json does not give quite the ids that the model was trained with, as of %r "
+                        "(tokenizer_test.json has the right ones): make the ids with mtp_jax where that matters.",
+                        wrong[0])
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the ids of a text with BOS before it."""
+    return [tokenizer.bos_id, *(int(index) for index in tokenizer.encode(text))]
+
+
+def _reader(data: bytes) -> Any:
+    """Returns the tokenizer of a tokenizer.json, as the library runs it."""
     from tokenizers import Tokenizer as Reader
 
-    reader, text = Reader.from_buffer(data), TEXTS[1]
+    reader = Reader.from_buffer(data)
     reader.no_truncation()
     reader.no_padding()
-    return reader.encode(text).ids == [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
+    return reader
 
 
 def _bos_first(before: Mapping[str, Any] | None, token: str, index: int) -> dict[str, Any]:

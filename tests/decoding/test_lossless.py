@@ -42,15 +42,21 @@ def expected(settings):
     return distribution
 
 
-def make_texts(tree):
-    """Returns a jitted function that decodes ROWS texts with (sampling of drafts, sampling, seed); a fresh one."""
+def make_texts(tree, chosen=False):
+    """Returns a jitted function that decodes ROWS texts with (sampling of drafts, sampling, seed); a fresh one.
+
+    Args:
+      tree: of the blocks.
+      chosen: the drafts are the likeliest tokens, chosen before anything is drawn, as heads in turn choose theirs.
+    """
     above = np.maximum(np.asarray(tree.parents), 0)
 
     def block(carry, key):
         texts_BxL, length_B, before_Bx3, drafting, sampling = carry  # before: the last tokens, the pending one last
         key_B = jax.random.split(key, ROWS)
         drafts_BxJxV = DRAFTS[before_Bx3[:, 0], before_Bx3[:, 1]]
-        candidates = speculative.propose(drafts_BxJxV, tree, drafting, key_B)
+        candidates = (speculative.as_they_are(jnp.argmax(drafts_BxJxV, axis=-1), V, jnp.float32) if chosen else
+                      speculative.propose(drafts_BxJxV, tree, drafting, key_B))
         tokens_BxQ = speculative.node_tokens(before_Bx3[:, 2], candidates, tree)
         parent_BxQ = tokens_BxQ[:, above].at[:, 0].set(before_Bx3[:, 1])
         accepted = speculative.accept(tree, tokens_BxQ, HEAD_1[parent_BxQ, tokens_BxQ], candidates, sampling, key_B)
@@ -89,6 +95,15 @@ def test_texts_are_distributed_as_head_1_has_them(name, tree, sound):
     p_value = chi_square(sound[tree](sampling, sampling, 0), expected(FILTERS[name]))
     print(f"p = {p_value:.3g}")
     assert p_value > 1e-3
+
+
+def test_drafts_that_were_chosen_already_are_lossless():
+    texts = make_texts(TREES["chain"], chosen=True)
+    for settings in ({}, {"top_p": 0.75}):
+        sampling = make_sampling(**{"temperature": 1.0, **settings})
+        p_value = chi_square(texts(sampling, sampling, 0), expected(settings))
+        print(f"p = {p_value:.3g}")
+        assert p_value > 1e-3
 
 
 @pytest.mark.parametrize("tree", TREES)

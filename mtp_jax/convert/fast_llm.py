@@ -16,7 +16,7 @@ import numpy as np
 from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig
 from mtp_jax.convert import head_one
-from mtp_jax.convert.meta import first_heads, is_further
+from mtp_jax.convert.meta import check_tokenizer, first_heads, is_further
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
 from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, reader, stream
@@ -115,9 +115,9 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     first = tensors.read(NORM.format(0))
     for k in range(1, config.num_heads):
         if not np.array_equal(tensors.read(NORM.format(k)), first):
-            raise ValueError(f"{path}: {NORM.format(k)} differs from {NORM.format(0)}, and the heads here have one norm "
-                             f"together: convert head 1 alone, with prediction_heads 1 in {CONFIG} and without the "
-                             "tensors of the other heads.")
+            raise ValueError(f"{path}: {NORM.format(k)} differs from {NORM.format(0)}, and the heads here have one "
+                             f"norm together: convert head 1 alone, with prediction_heads 1 in {CONFIG} and without "
+                             "the tensors of the other heads.")
     files = {name: (path / name).read_bytes() for name in TOKENIZERS if (path / name).exists()}
     tokenizer = None
     place = options.tokenizer or (str(path) if set(files) & {TOKENIZERS[0], TOKENIZERS[2]} else "")
@@ -125,6 +125,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
         from mtp_jax.data.tokenizer_files import read_tokenizer
 
         tokenizer = read_tokenizer(place)
+        check_tokenizer(tokenizer, config, path)
     return Model(config, leaves, read_leaf, int(fields.get("max_position_embeddings") or 2048), tokenizer,
                  files if not options.tokenizer else {}, {"source": str(path)})
 
@@ -168,10 +169,11 @@ def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, option
     try:
         heads = int(fields["prediction_heads"])
         config = ModelConfig(
-            num_heads=heads, num_layers=int(fields["num_hidden_layers"]) + heads - 1, d_model=fields["hidden_size"],
-            num_attention_heads=fields["num_attention_heads"], num_kv_heads=fields.get("num_key_value_heads"),
-            head_dim=fields.get("head_dim"), d_ff=fields["intermediate_size"], vocab_size=fields["vocab_size"],
-            tie_embedding=fields.get("tie_word_embeddings", False), norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+            num_heads=heads, num_layers=int(fields["num_hidden_layers"]) + heads - 1,
+            d_model=int(fields["hidden_size"]), num_attention_heads=int(fields["num_attention_heads"]),
+            num_kv_heads=fields.get("num_key_value_heads"), head_dim=fields.get("head_dim"),
+            d_ff=int(fields["intermediate_size"]), vocab_size=int(fields["vocab_size"]),
+            tie_embedding=bool(fields.get("tie_word_embeddings", False)), norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
             init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype)
         config.validate()

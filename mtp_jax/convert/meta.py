@@ -110,14 +110,20 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     tensors = _open(path)
     tokenizer, files = _tokenizer(path, options)
     config = _config(path / PARAMS, tensors, options)
-    if tokenizer is not None and tokenizer.vocab_size > (config.vocab_size or 0):
-        raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, more than the vocabulary of "
-                         f"{config.vocab_size} of {path}: name the model's own, --tokenizer=FILE.")
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config, path)
     leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
               for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
     read_leaf = reader(leaves, table(config), tensors, ignored=lambda name: name == IGNORED)
     return Model(config, leaves, read_leaf, int(tensors.metadata.get("window", WINDOW)), tokenizer, files,
                  {"source": str(path)})
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: pathlib.Path) -> None:
+    """Raises ValueError where a tokenizer has ids that a model lacks."""
+    if tokenizer.vocab_size > (config.vocab_size or 0):
+        raise ValueError(f"The tokenizer has {tokenizer.vocab_size} ids, more than the vocabulary of "
+                         f"{config.vocab_size} of {path}: name the model's own, --tokenizer=FILE.")
 
 
 def _open(folder: pathlib.Path) -> Tensors:

@@ -11,7 +11,7 @@ from mtp_jax.convert import command, meta
 from mtp_jax.convert.pth import open_pth
 from mtp_jax.convert.safetensors_file import open_file
 from mtp_jax.convert.transforms import Linear
-from tests.convert import forward, meta_reference
+from tests.convert import forward, parallel_reference
 from tests.convert.models import assert_same, make_arrays, make_config, make_model, make_workdir, options, read_all
 
 TOKENS = np.random.default_rng(5).integers(0, 259, (2, 12))
@@ -41,7 +41,7 @@ def contents(folder):
 
 def reference(tensors, params, **mistake):
     """Returns the logits of all heads, [n, B, L, V]."""
-    return np.stack([np.moveaxis(meta_reference.logits(tensors, params, row, **mistake), 1, 0) for row in TOKENS], 1)
+    return np.stack([np.moveaxis(parallel_reference.logits(tensors, params, row, **mistake), 1, 0) for row in TOKENS], 1)
 
 
 @pytest.mark.parametrize("heads, changes", [

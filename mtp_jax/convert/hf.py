@@ -119,7 +119,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     """
     fields, place = hf_config.read_fields(path), str(path / hf_config.CONFIG)
     tensors = open_folder(path)
-    dtype = _dtype(tensors)
+    dtype = stored_dtype(tensors)
     facts = _read_facts(path)
     check_choice("--head_kind", options.head_kind, hf_config.PLAIN_KINDS)
     config, window = hf_config.from_fields(fields, place, head_kind=options.head_kind, dtype=dtype)
@@ -170,7 +170,7 @@ def _is_left_out(config: ModelConfig, path: str, index: Index) -> bool:
     return rows is not None and bool(index) and index[0] >= rows
 
 
-def _dtype(tensors: Tensors) -> str:
+def stored_dtype(tensors: Tensors) -> str:
     """Returns the dtype to keep a model in: that of its tensors, or one that holds all of theirs."""
     found = {str(info.dtype) for name, info in tensors.infos.items() if not name.endswith("inv_freq")}
     if found in ({"float32"}, {"bfloat16"}, {"float64"}):

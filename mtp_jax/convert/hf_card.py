@@ -22,7 +22,8 @@ _KINDS = {
 }
 
 
-def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, has_tokenizer: bool) -> str:
+def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, has_tokenizer: bool, *,
+         loaded: str = "the trunk and head 1, which predicts the next token", running: str = "") -> str:
     """Returns the text of the model card.
 
     Args:
@@ -31,6 +32,8 @@ def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, 
       options: of the conversion.
       dtype: of the numbers.
       has_tokenizer: whether tokenizer files are written.
+      loaded: what transformers makes of the folder.
+      running: how it is run; empty: as the format hf is.
     """
     name = options.name or pathlib.Path(options.dst).name
     heads = config.num_heads
@@ -38,12 +41,11 @@ def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, 
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- multi-token-prediction\n- mtp_jax\n"
         "---",
         f"# {name}",
-        "A language model trained with multi-token prediction by mtp_jax. What transformers loads is the trunk and "
-        "head 1, which predicts the next token.",
+        f"A language model trained with multi-token prediction by mtp_jax. What transformers loads is {loaded}.",
         _shape(model, config, dtype),
         *_training(model),
         *_metrics(model, heads),
-        _running(options, heads, has_tokenizer),
+        running or _running(options, heads, has_tokenizer),
         "## Licence\n\nNot stated: whoever publishes the model chooses it, with the licence of the data in mind.",
         f"Written by mtp_jax {mtp_jax.__version__}.",
     ]

@@ -6,16 +6,17 @@ AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) runs it; se
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mtp_jax.checkpoints.structure import Leaf, flatten
-from mtp_jax.config import ConvertConfig, ModelConfig, nearest
+from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
+from mtp_jax.convert import hf, hf_card, hf_config, tokenizer_files
 from mtp_jax.convert.model import Index, Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
+from mtp_jax.convert.safetensors_file import SafetensorsWriter, open_folder
 from mtp_jax.convert.table import (
     LLAMA,
     Entry,
@@ -32,9 +33,10 @@ from mtp_jax.model import ModelSpec, num_trunk_layers
 from mtp_jax.model.heads import get_head_kind
 
 HEAD_KINDS = ("parallel", "causal", "anticausal", "linear", "medusa")
-MODEL_TYPE = "mtp_parallel"
+ARCHITECTURE, MODEL_TYPE = "MTPParallelForCausalLM", "mtp_parallel"
 CODE = pathlib.Path(__file__).parent / "remote_code" / "modeling_mtp_parallel.py"
-CONFIG = "config.json"
+# Facts of a run's model that change nothing in what it computes there; kept so that it comes back as it was.
+_FACTS = ("extra_trunk_layers", "vocab_multiple", "d_ff_multiple", "dtype")
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -61,17 +63,12 @@ def table(config: ModelConfig) -> list[Entry]:
 
 
 def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[str]:
-    """Writes weights, config.json, the model class, the tokenizer and a card.
+    """Writes weights, configs, the model class, the tokenizer and a card; returns the lines of Python that run it.
 
     Raises:
       ValueError: the head kind cannot be cut to fewer heads, or a number is NaN or infinite.
     """
-    config = model.config
-    N = options.heads or config.num_heads
-    if config.head_kind == "anticausal" and N < config.num_heads:
-        raise ValueError(f"--heads={N} of {config.num_heads} cannot be had with heads of the kind 'anticausal', for "
-                         "head 1 stacks on all others: leave out --heads.")
-    config = _first(config, N)
+    config = _first(model.config, options.heads or model.config.num_heads)
     entries = table(config)
     check_covered(model.leaves, entries, lambda path, index: _is_further(config, path, index))
     announced = infos(model.leaves, entries, options.dtype)
@@ -79,54 +76,53 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
         for name, tensor in stream(model, entries, options.dtype):
             writer.write(name, tensor)
     dtype = str(announced["model.embed_tokens.weight"].dtype)
+    hf_config.dump(folder / hf_config.CONFIG, to_fields(model, config, dtype))
+    hf_config.dump(folder / "generation_config.json", hf_config.special_ids(model))
     (folder / CODE.name).write_bytes(CODE.read_bytes())
-    (folder / CONFIG).write_text(json.dumps(config_json(config, model, dtype), indent=2) + "\n")
-    return [f"model = AutoModelForCausalLM.from_pretrained({options.dst!r}, trust_remote_code=True)",
-            f"model.generate(ids, max_new_tokens=64, heads={N})"]
+    has_tokenizer = tokenizer_files.write(model, folder)
+    text = hf_card.card(model, config, options, dtype, has_tokenizer,
+                        loaded="all of it, with the model class in this folder (modeling_mtp_parallel.py)",
+                        running=_running(config.num_heads, has_tokenizer))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return python_lines(options.dst, config.num_heads, has_tokenizer)
 
 
-def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]:
-    """Returns what config.json says.
+def python_lines(place: str, heads: int, has_tokenizer: bool) -> list[str]:
+    """Returns the lines of Python that run an exported model."""
+    model = f"model = AutoModelForCausalLM.from_pretrained({place!r}, trust_remote_code=True)"
+    drafts = f", heads={heads}" if heads > 1 else ""
+    if not has_tokenizer:
+        return ["from transformers import AutoModelForCausalLM", model,
+                f"print(model.generate(ids, max_new_tokens=64{drafts}))"]
+    return ["from transformers import AutoModelForCausalLM, AutoTokenizer", model,
+            f"tokenizer = AutoTokenizer.from_pretrained({place!r}, trust_remote_code=True)",  # it reads config.json
+            'ids = tokenizer("def ", return_tensors="pt")',
+            f"print(tokenizer.decode(model.generate(**ids, max_new_tokens=64{drafts})[0], skip_special_tokens=True))"]
+
+
+def to_fields(model: Model, config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Returns what config.json says: Llama's fields, and the heads.
 
     Args:
-      config: the model's shape, with the heads that are written.
       model: for its window and its tokenizer.
+      config: its shape, with the heads that are written.
       dtype: of the weights.
     """
-    kind = get_head_kind(config.head_kind)
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    ids = {} if model.tokenizer is None else {"bos_token_id": model.tokenizer.bos_id,
-                                              "eos_token_id": model.tokenizer.eos_id,
-                                              "pad_token_id": model.tokenizer.pad_id}
+    own_layers = get_head_kind(config.head_kind).layers_per_head * config.num_heads
     return {
-        "architectures": ["MTPParallelForCausalLM"],
+        **hf_config.to_fields(model, dataclasses.replace(config, qk_norm=False), dtype),
+        "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
-        "auto_map": {"AutoConfig": f"{CODE.stem}.MTPParallelConfig",
-                     "AutoModelForCausalLM": f"{CODE.stem}.MTPParallelForCausalLM"},
+        "auto_map": {"AutoConfig": f"{CODE.stem}.MTPParallelConfig", "AutoModelForCausalLM": f"{CODE.stem}."
+                     + ARCHITECTURE},
+        "num_hidden_layers": num_trunk_layers(config) + own_layers,
+        "tie_word_embeddings": config.tie_embedding,
         "num_prediction_heads": config.num_heads,
         "head_kind": config.head_kind,
         "medusa_layers": config.medusa_layers,
         "replicated_unembedding": config.unembedding == "replicated",
         "qk_norm": config.qk_norm,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": num_trunk_layers(config) + kind.layers_per_head * config.num_heads,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.attention_head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.window,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embedding,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": rope,
-        **{name: ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-        "dtype": dtype,
-        "torch_dtype": dtype,  # transformers 4
+        "mtp_jax": {name: getattr(config, name) for name in _FACTS},
     }
 
 
@@ -134,19 +130,79 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     """Opens what `write` wrote.
 
     Raises:
-      ValueError: config.json is missing, of another model, or asks for what there is not here; or as `table.reader`.
+      ValueError: config.json is missing, damaged, of another model or of one that cannot be; tensors are missing, too
+        many, misshapen or damaged; or the tokenizer cannot be read.
     """
-    fields = _fields(path / CONFIG)
+    fields = hf_config.read_fields(path)
     tensors = open_folder(path)
-    config = _model_config(path / CONFIG, fields, tensors)
-    shapes = flatten(ModelSpec.create(config).shapes)
-    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in shapes.items()}
-    return Model(config, leaves, reader(leaves, table(config), tensors), int(fields["max_position_embeddings"]),
-                 facts={"source": str(path)})
+    config, window = from_fields(fields, str(path / hf_config.CONFIG), dtype=hf.stored_dtype(tensors))
+    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
+              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    tokenizer, files = tokenizer_files.read(path, options.tokenizer)
+    return Model(config, leaves, reader(leaves, table(config), tensors), window, tokenizer, files,
+                 {"source": str(path)})
+
+
+def from_fields(fields: Mapping[str, Any], place: str, *, dtype: str) -> tuple[ModelConfig, int]:
+    """Returns a model's shape and its window.
+
+    Args:
+      fields: of config.json.
+      place: the file, for messages.
+      dtype: of the weights, as we keep them.
+
+    Raises:
+      ValueError: it is of another model, lacks a field, or asks for what there is not here.
+    """
+    if fields.get("model_type") != MODEL_TYPE:
+        remedy = ": read it with --src_format=hf" * (fields.get("model_type") in ("llama", "mistral", "qwen3"))
+        raise ValueError(f"{place}: model_type is {fields.get('model_type')!r}, and that of hf_parallel is "
+                         f"{MODEL_TYPE!r}{remedy}.")
+    kinds = {"num_prediction_heads": int, "head_kind": str, "medusa_layers": int, "replicated_unembedding": bool,
+             "qk_norm": bool}
+    for name, kind in kinds.items():
+        if type(fields.get(name)) is not kind:
+            raise ValueError(f"{place}: {name} is {fields.get(name)!r} and must be of the type {kind.__name__}: "
+                             "restore the file.")
+    check_choice(f"{place}: head_kind", fields["head_kind"], HEAD_KINDS)
+    like = "Qwen3ForCausalLM" if fields["qk_norm"] else "LlamaForCausalLM"
+    plain, window = hf_config.from_fields({**fields, "architectures": [like], "layer_types": None}, place,
+                                          head_kind="medusa", dtype=dtype)  # of one head: all layers are the trunk's
+    facts = {name: value for name, value in (fields.get("mtp_jax") or {}).items() if name in _FACTS}
+    try:
+        config = dataclasses.replace(
+            plain, num_heads=fields["num_prediction_heads"], head_kind=fields["head_kind"],
+            num_layers=plain.num_layers - int(facts.get("extra_trunk_layers", 0)),
+            medusa_layers=fields["medusa_layers"],
+            unembedding="replicated" if fields["replicated_unembedding"] else "shared", **facts)
+        config.validate()
+        get_head_kind(config.head_kind).check(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place} tells of a model that cannot be: {error}") from error
+    return config, window
+
+
+def _running(heads: int, has_tokenizer: bool) -> str:
+    """Returns the card's part on how the model is run."""
+    text = ["## Running it", "", "In this folder, by transformers 4.57 or 5:", "", "```python",
+            *python_lines(".", heads, has_tokenizer), "```", "",
+            "`trust_remote_code=True` runs modeling_mtp_parallel.py of this folder; read it first."]
+    if heads > 1:
+        text += ["", f"With `heads={heads}` the further heads draft and head 1 verifies: the text is that of head 1 "
+                 "alone (to rounding), in fewer forwards. Without it, head 1 writes a token a forward. "
+                 "`model.generate_speculative` also tells how many forwards it took; "
+                 "`model(ids, output_all_heads=True).logits` are the logits of all heads, [B, L, N, V]."]
+    text += ["", "In mtp_jax, as a run's folder:", "", "```sh", "python -m mtp_jax.convert --src=. "
+             "--src_format=hf_parallel --dst=RUN --dst_format=workdir",
+             "python -m mtp_jax.generate --workdir=RUN --prompt=TEXT", "```"]
+    return "\n".join(text)
 
 
 def _first(config: ModelConfig, heads: int) -> ModelConfig:
-    """Returns the config of the trunk and the first heads alone."""
+    """Returns the shape of the trunk and the first heads alone."""
+    if config.head_kind == "anticausal" and heads < config.num_heads:
+        raise ValueError(f"--heads={heads} of {config.num_heads} cannot be had with heads of the kind 'anticausal', "
+                         "for head 1 stacks on all others: leave out --heads.")
     taken = get_head_kind(config.head_kind).layers_per_head * (config.num_heads - heads)
     return dataclasses.replace(config, num_heads=heads, num_layers=config.num_layers - taken)
 
@@ -156,57 +212,3 @@ def _is_further(config: ModelConfig, path: str, index: Index) -> bool:
     first_own = get_head_kind(config.head_kind).first_own if path.startswith("heads/") else 1
     stacked = path.startswith("heads/") or (path == "unembedding/kernel" and config.unembedding == "replicated")
     return stacked and bool(index) and index[0] + first_own > config.num_heads
-
-
-def _fields(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what a config.json says.
-
-    Raises:
-      ValueError: it is not there, cannot be read, or is of another kind of model.
-    """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name a folder that --dst_format=hf_parallel wrote.")
-    try:
-        fields = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): convert again.") from error
-    if fields.get("model_type") != MODEL_TYPE:
-        remedy = " Read it with --src_format=hf." if fields.get("model_type") == "llama" else ""
-        raise ValueError(f"{path}: model_type is {fields.get('model_type')!r}, and hf_parallel is "
-                         f"{MODEL_TYPE!r}.{remedy}")
-    return fields
-
-
-def _model_config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors) -> ModelConfig:
-    """Returns the model's shape.
-
-    Raises:
-      ValueError: a field is missing, or asks for what there is not here.
-    """
-    for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if fields.get(name, only) != only:
-            raise ValueError(f"{path}: {name} is {fields[name]!r}, and models here have {only!r} alone.")
-    rope = fields.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or fields.get("rope_scaling"):
-        raise ValueError(f"{path}: the rope scaling {rope.get('rope_type') or fields['rope_scaling']} is unknown here.")
-    stored = {str(info.dtype) for info in tensors.infos.values()}
-    dtype = stored.pop() if len(stored) == 1 and stored <= {"float64", "float32", "bfloat16"} else "float32"
-    try:
-        config = ModelConfig(
-            num_heads=fields["num_prediction_heads"], num_layers=fields["num_hidden_layers"],
-            d_model=fields["hidden_size"], num_attention_heads=fields["num_attention_heads"],
-            num_kv_heads=fields["num_key_value_heads"], head_dim=fields["head_dim"],
-            d_ff=fields["intermediate_size"], head_kind=fields["head_kind"], medusa_layers=fields["medusa_layers"],
-            unembedding="replicated" if fields["replicated_unembedding"] else "shared",
-            tie_embedding=fields["tie_word_embeddings"], vocab_size=fields["vocab_size"], qk_norm=fields["qk_norm"],
-            rope_theta=float(rope.get("rope_theta") or fields["rope_theta"]), norm_eps=fields["rms_norm_eps"],
-            init_std=fields["initializer_range"], param_dtype=dtype, dtype=dtype)
-        config.validate()
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks or misstates a field ({error}): convert again.") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if config.head_kind not in HEAD_KINDS:
-        raise ValueError(f"{path}: head_kind={config.head_kind!r} is not one of {HEAD_KINDS}."
-                         f"{nearest(config.head_kind, HEAD_KINDS)}")
-    return config

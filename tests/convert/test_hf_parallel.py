@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from mtp_jax.convert import hf_parallel
+from mtp_jax.checkpoints import load_params, structure
+from mtp_jax.convert import command, hf_parallel
 from mtp_jax.convert.safetensors_file import open_folder
 from mtp_jax.convert.table import stream
-from tests.convert.models import assert_same, make_arrays, make_config, make_model, options, read_all
+from mtp_jax.data.tokenizer import ByteTokenizer
+from tests.convert.models import assert_same, make_arrays, make_config, make_model, make_workdir, options, read_all
 
 KINDS = {
     "parallel": dict(qk_norm=True, head_dim=6, extra_trunk_layers=1),
@@ -24,7 +26,7 @@ KINDS = {
 
 
 def config_of(name, **changes):
-    return make_config(**{"head_kind": name, "vocab_multiple": 128, **KINDS[name], **changes})
+    return make_config(**{"head_kind": name, **KINDS[name], **changes})
 
 
 def write(folder, model, **fields):
@@ -45,18 +47,17 @@ def test_what_is_written_is_read_back_bit_for_bit(name, tmp_path):
     folder = write(tmp_path / "first", make_model(config, arrays))
     model = read(folder)
     assert_same(read_all(model), arrays)
-    layers = config.num_layers + config.extra_trunk_layers  # the format knows how many there are, not why
-    assert model.config == dataclasses.replace(config, num_layers=layers, extra_trunk_layers=0,
-                                               head_dim=config.attention_head_dim)
-    assert model.window == 32
-    again = write(tmp_path / "again", dataclasses.replace(model, tokenizer=make_model(config).tokenizer))
+    assert model.config == dataclasses.replace(config, head_dim=config.attention_head_dim)
+    assert model.window == 32 and isinstance(model.tokenizer, ByteTokenizer)
+    again = write(tmp_path / "again", model)
     for path in folder.iterdir():
-        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+        if path.name != "README.md":  # says where it comes from
+            assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
 def test_names_and_config(tmp_path):
     config = config_of("parallel")
-    folder = write(tmp_path, make_model(config), max_shard_megabytes=1)
+    folder = write(tmp_path, make_model(config))
     names = set(open_folder(folder).infos)
     assert {"model.embed_tokens.weight", "model.layers.2.self_attn.q_norm.weight", "model.heads.0.mlp.up_proj.weight",
             "model.heads.2.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"} < names
@@ -64,9 +65,41 @@ def test_names_and_config(tmp_path):
     fields = json.loads((folder / "config.json").read_text())
     wanted = {"model_type": "mtp_parallel", "num_prediction_heads": 3, "num_hidden_layers": 6, "vocab_size": 259,
               "head_dim": 6, "num_key_value_heads": 2, "max_position_embeddings": 32, "bos_token_id": 256,
+              "eos_token_id": 257, "pad_token_id": 258, "rope_scaling": None,
               "rope_theta": 10000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
               "dtype": "float32", "torch_dtype": "float32", "architectures": ["MTPParallelForCausalLM"]}
     assert {name: fields[name] for name in wanted} == wanted
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_mtp_parallel.py",
+        "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "tokenizer_test.json"}
+    card = (folder / "README.md").read_text()
+    assert "heads=3" in card and "trust_remote_code=True" in card and "mtp_heads" not in card
+
+
+def test_large_models_are_cut_into_files(tmp_path):
+    config = config_of("parallel", d_model=256, d_ff=512, vocab_size=300)
+    arrays = make_arrays(config)
+    folder = write(tmp_path, make_model(config, arrays), max_shard_megabytes=1)
+    assert len(list(folder.glob("model-*.safetensors"))) > 5 and not (folder / "model.safetensors").exists()
+    assert_same(read_all(read(folder)), arrays)
+
+
+@pytest.mark.parametrize("scaling", [
+    dict(rope_scaling="linear", rope_factor=4.0),
+    dict(rope_scaling="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
+         rope_original_window=16)])
+def test_rotary_angles_that_are_scaled(scaling, tmp_path):
+    config = config_of("one", **scaling)
+    assert read(write(tmp_path, make_model(config))).config == dataclasses.replace(config, head_dim=4)
+
+
+def test_from_a_run_to_transformers_and_back(tmp_path):
+    """By the command's function: what mtp_jax.generate reads at the end are the weights of the run."""
+    config = config_of("causal")
+    run = make_workdir(tmp_path / "run", config)
+    command.convert(options(run, tmp_path / "out", "hf_parallel"))
+    command.convert(options(tmp_path / "out", tmp_path / "back", "workdir", src_format="hf_parallel"))
+    assert_same(structure.flatten(load_params(tmp_path / "back").params), make_arrays(config))
 
 
 def test_the_model_class_stands_alone_and_is_what_the_config_names(tmp_path):
@@ -121,12 +154,16 @@ def test_sequential_heads_are_not_of_this_format():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(model_type="llama"), "model_type is 'llama', .* is 'mtp_parallel'. Read it with --src_format=hf"),
+    (dict(model_type="llama"), "model_type is 'llama', .* is 'mtp_parallel': read it with --src_format=hf"),
     (dict(model_type="gpt2"), "model_type is 'gpt2'"),
     (dict(head_kind="paralel"), "'paralel' is not one of .* Did you mean \"parallel\""),
     (dict(head_kind="sequential"), "'sequential' is not one of"),
-    (dict(hidden_act="gelu"), "hidden_act is 'gelu', and models here have 'silu' alone"),
-    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope scaling .*yarn"),
+    (dict(hidden_act="gelu"), "hidden_act=\"gelu\", and only models with SwiGLU"),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "scales its rotary angles by 'yarn'"),
+    (dict(num_prediction_heads=None), "num_prediction_heads is None and must be of the type int"),
+    (dict(qk_norm=1), "qk_norm is 1 and must be of the type bool"),
+    (dict(num_prediction_heads=9), "num_heads=9 is too large"),
+    (dict(mtp_jax={"vocab_multiple": 0}), "vocab_multiple=0 must be at least 1"),
     (dict(hidden_size=None), "hidden_size"),
     (dict(num_prediction_heads=4), r"lacks model.heads.3"),
     (dict(num_prediction_heads=2), r"model.heads.2"),
@@ -152,5 +189,5 @@ def test_a_damaged_folder(tmp_path):
     with pytest.raises(ValueError, match="config.json is damaged"):
         read(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="config.json does not exist"):
+    with pytest.raises(ValueError, match="has no config.json"):
         read(folder)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.convert import hf_parallel
+from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.decoding import DecodingModel, generate
 from mtp_jax.model import ModelSpec
 from tests.convert.models import make_config, make_model, options
@@ -25,8 +26,10 @@ LOGITS = {  # pairwise: kind, n, KV heads, tied or replicated, QK-norm
     "parallel 1": dict(num_heads=1, num_layers=2, num_kv_heads=1, tie_embedding=True),
     "parallel 2": dict(num_heads=2, num_layers=4, num_kv_heads=4, qk_norm=True),
     "parallel 4": dict(num_heads=4, num_layers=6, num_kv_heads=2, unembedding="replicated", head_dim=6),
-    "parallel 8": dict(num_heads=8, num_layers=9, num_kv_heads=1),
-    "causal 2": dict(head_kind="causal", num_heads=2, num_layers=3, tie_embedding=True, qk_norm=True),
+    "parallel 8": dict(num_heads=8, num_layers=9, num_kv_heads=1, rope_scaling="llama3", rope_factor=8.0,
+                       rope_original_window=16),
+    "causal 2": dict(head_kind="causal", num_heads=2, num_layers=3, tie_embedding=True, qk_norm=True,
+                     rope_scaling="linear", rope_factor=3.0),
     "causal 8": dict(head_kind="causal", num_heads=8, num_layers=9, num_kv_heads=4, unembedding="replicated"),
     "anticausal 4": dict(head_kind="anticausal", num_heads=4, num_kv_heads=1, extra_trunk_layers=1),
     "linear 1": dict(head_kind="linear", num_heads=1, num_layers=2, num_kv_heads=1, qk_norm=True),
@@ -202,6 +205,19 @@ def test_sampling_keeps_the_distribution_of_head_1(temperature, top_p, tmp_path)
     cells = int(likely.sum())
     statistic = float(((count - expected) ** 2 / expected)[likely].sum())
     assert cells > 15 and statistic < cells + 4 * (2 * cells) ** 0.5
+
+
+def test_the_lines_that_are_printed_write_our_text(tmp_path, capsys):
+    config = make_config()
+    params = make_params(config)
+    flat = {"/".join(key.key for key in path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    lines = hf_parallel.write(make_model(config, flat), tmp_path, options("run", tmp_path, "hf_parallel"))
+    exec("\n".join(lines).replace("64, ", "20, "))
+    model = DecodingModel.from_params(ModelSpec.create(config), params, window=64, tokenizer=ByteTokenizer())
+    ours = generate(model, [[256, *b"def "]], max_new_tokens=20, stop=[257])
+    written = ByteTokenizer().decode(ours.tokens[0])
+    assert capsys.readouterr().out == f"def {written}\n" and "heads=3" in lines[-1]
 
 
 def test_losses_are_the_heads_cross_entropies(tmp_path):

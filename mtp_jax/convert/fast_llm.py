@@ -91,6 +91,7 @@ def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embedding,
         "attention_bias": False,
+        "attention_dropout": 0.0,
         "mlp_bias": False,
         "rope_theta": config.rope_theta,  # transformers 4
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -173,7 +174,8 @@ def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, option
             d_model=int(fields["hidden_size"]), num_attention_heads=int(fields["num_attention_heads"]),
             num_kv_heads=fields.get("num_key_value_heads"), head_dim=fields.get("head_dim"),
             d_ff=int(fields["intermediate_size"]), vocab_size=int(fields["vocab_size"]),
-            tie_embedding=bool(fields.get("tie_word_embeddings", False)), norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+            tie_embedding=bool(fields.get("tie_word_embeddings", False)),
+            norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
             init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype)
         config.validate()

@@ -109,8 +109,8 @@ def open_pth(path: pathlib.Path) -> Tensors:
         raise ValueError(f"{path} names {error} in its pickle, which weights have no need of and which could run code: "
                          "it is refused. Take the checkpoint from a source that you trust, as safetensors.") from error
     except (pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{path}: data.pkl is damaged, or is no dict of tensors that are known here ({error}): copy it "
-                         "again, or save it in another dtype.") from error
+        raise ValueError(f"{path}: data.pkl is damaged, or is no dict of tensors that are known here ({error}): copy "
+                         "it again, or save it in another dtype.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__} and no dict of tensors: name a state dict.")
     infos, places = {}, {}

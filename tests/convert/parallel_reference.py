@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-
 META = {"norm": "attention_norm", "q": "attention.wq", "k": "attention.wk", "v": "attention.wv", "o": "attention.wo",
         "mlp_norm": "ffn_norm", "gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2"}
 LLAMA = {"norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",

@@ -31,7 +31,7 @@ from mtp_jax.convert.table import Entry, check_covered, check_finite, stream
 from mtp_jax.convert.transforms import Copy, Vocabulary
 from mtp_jax.data.tokenizer import ByteTokenizer
 
-HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "medusa")
+HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "sequential", "medusa")
 PARAMS = "params.safetensors"
 COMPATIBILITY = ("jax.export: any jax of the six months after the one below reads it, any of three weeks before too; "
                  "from 0.11.1 on, jax refuses what is older. Export again from the checkpoint then.")

@@ -18,11 +18,11 @@ from jax import export
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, cached_heads, write
-from mtp_jax.decoding.forward import draft, draft_logits, read_prompt, verify
+from mtp_jax.decoding.forward import Drafted, Line, draft, draft_logits, read_prompt, settled, verify
 from mtp_jax.decoding.sampling import highest
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, unembed, unstack
-from mtp_jax.model import ModelSpec, num_trunk_layers
+from mtp_jax.model import ModelSpec, get_head_kind, num_trunk_layers
 from mtp_jax.model.cached import KeysValues
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -106,7 +106,8 @@ def functions(config: ModelConfig, heads: int) -> dict[str, Function]:
     decode(params, tokens[b, 1], cache): reads one token a row behind the cache, with head 1 alone.
     verify(params, tokens[b, k], cache): reads a token and k-1 drafts, keeps those that head 1 agrees with, and drafts.
     Both return `next` [b, q], head 1's token after each position, `accepted` [b], how many drafts are kept, `drafts`,
-    `logits` [b, q, V] and the `cache`, which needs room for q more positions.
+    `logits` [b, q, V] and the `cache`, which needs room for q more positions. A cache serves the function that it comes
+    from, that of prefill both. Where heads draft in turn, the last settled tokens and their states are part of it.
 
     Args:
       config: the model's shape.
@@ -118,7 +119,8 @@ def functions(config: ModelConfig, heads: int) -> dict[str, Function]:
     for name, block in {"decode": 1, **({"verify": heads} if heads > 1 else {})}.items():
         params = pieces(config, block)
         of_prompt = Function(_prompt(config, block), tuple(params), prompt).outputs(params)["cache"]
-        b, c = export.symbolic_shape("b, c", constraints=[f"c >= {block}"])
+        again = settled(block) if get_head_kind(config.head_kind).in_turn else 0
+        b, c = export.symbolic_shape("b, c", constraints=[f"c >= {block + again}"])
         cache = {entry: jax.ShapeDtypeStruct((b, *(c if size == p else size for size in leaf.shape[1:])), leaf.dtype)
                  for entry, leaf in of_prompt.items()}
         inputs = {"tokens": jax.ShapeDtypeStruct((b, block), jnp.int32), "cache": cache}
@@ -133,8 +135,7 @@ def _prompt(config: ModelConfig, heads: int) -> Callable[..., dict[str, Any]]:
         logits_BxV, next_B, drafted, cache = read_prompt(
             config, weights, tokens_BxP, lengths_B, heads=heads, capacity=tokens_BxP.shape[1], dtype=config.dtype,
             kernel="xla", choose=highest)
-        return {"next": next_B, "drafts": highest(draft_logits(config, weights, drafted.h_BxJxD)),
-                "logits": logits_BxV, "cache": _named(cache)}
+        return {"next": next_B, "logits": logits_BxV, **_kept(config, weights, drafted, cache)}
 
     return prefill
 
@@ -149,12 +150,25 @@ def _block(config: ModelConfig, heads: int) -> Callable[..., dict[str, Any]]:
         agrees_BxJ = (tokens_BxQ[:, 1:] == next_BxQ[:, :-1]).astype(jnp.int32)
         accepted_B = jnp.cumprod(agrees_BxJ, axis=1).sum(axis=1)
         token_B = jnp.take_along_axis(next_BxQ, accepted_B[:, None], axis=1)[:, 0]
-        drafted = draft(config, weights, verified, cache, accepted_B, heads=heads, dtype=config.dtype, token_B=token_B)
-        cache = write(cache, verified.trunk, drafted.news, None, accepted_B + 1, (logits_BxQxV, drafted.h_BxJxD))
-        return {"next": next_BxQ, "accepted": accepted_B, "logits": logits_BxQxV, "cache": _named(cache),
-                "drafts": highest(draft_logits(config, weights, drafted.h_BxJxD))}
+        before = Line(tokens_BxQ[:, 1:], named["settled"], named["states"]) if "settled" in named else None
+        drafted = draft(config, weights, verified, cache, accepted_B, heads=heads, dtype=config.dtype, token_B=token_B,
+                        before=before)
+        cache = write(cache, verified.trunk, drafted.news, None, accepted_B + 1, (logits_BxQxV, drafted.h_BxJxD),
+                      again=0 if before is None else settled(heads))
+        return {"next": next_BxQ, "accepted": accepted_B, "logits": logits_BxQxV,
+                **_kept(config, weights, drafted, cache)}
 
     return block
+
+
+def _kept(config: ModelConfig, weights: Weights, drafted: Drafted, cache: Cache) -> dict[str, Any]:
+    """Returns the drafts, and what the next block has to be given."""
+    if not isinstance(drafted.drafts, Line):
+        return {"drafts": highest(draft_logits(config, weights, drafted.h_BxJxD)), "cache": _named(cache)}
+    line, kept = drafted.drafts, _named(cache)
+    if line.settled_BxR.shape[1]:
+        kept |= {"settled": line.settled_BxR, "states": line.h_BxRxD}
+    return {"drafts": line.tokens_BxJ, "cache": kept}
 
 
 def _named(tree: Any) -> Arrays:

@@ -19,6 +19,7 @@ from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.decoding import DecodingModel, generate
 from mtp_jax.model import ModelSpec
 from tests.decoding import conftest as fixtures
+from tests.decoding.models import trained_model
 from tests.small_model import make_config, make_params
 
 greedy_only = fixtures.greedy_only
@@ -27,6 +28,7 @@ KINDS = {
     "linear": dict(head_kind="linear", tie_embedding=True),
     "causal": dict(head_kind="causal", unembedding="replicated"),
     "anticausal": dict(head_kind="anticausal", unembedding="replicated"),
+    "sequential": dict(head_kind="sequential", num_kv_heads=1),
     "medusa": dict(head_kind="medusa", tie_embedding=True),
 }
 NEW = 64
@@ -96,6 +98,21 @@ def loader(folder):
     return module
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_as_many_tokens_a_forward_as_ours(tmp_path, greedy_only, name):
+    """A trained model drafts as well there as here: the same text in as many blocks."""
+    spec, params, _ = trained_model(KINDS[name].get("head_kind", name), dtype="float32")
+    exported(tmp_path / "x", as_model(spec.config, params))
+    model, blocks = loader(tmp_path / "x").Model(tmp_path / "x"), []
+    verify = model.functions["verify"]
+    model.functions["verify"] = lambda tokens, cache: (blocks.append(1), verify(tokens, cache))[1]
+    prompts = [[256, *b"self"]]
+    ours = generate(DecodingModel.from_params(spec, params, window=256), prompts, max_new_tokens=NEW)
+    assert model.generate(prompts, NEW) == [ours.tokens[0].tolist()]
+    assert len(blocks) == ours.blocks[0] < NEW - 1
+
+
 def test_verify_keeps_what_head_1_agrees_with(tmp_path):
     """Drafts that are the text itself are all kept; of others, those before the first wrong one."""
     config, params = made("parallel")
@@ -122,7 +139,7 @@ def test_verify_keeps_what_head_1_agrees_with(tmp_path):
     assert shape == {"shape": ["b", 2, "c", 4], "dtype": "float32"}
 
 
-def test_manifest(tmp_path):
+def test_manifest(tmp_path, greedy_only):
     """It tells what the programs take, and the checksums of all files."""
     config, params = made("parallel", num_layers=3, num_heads=2)
     manifest = exported(tmp_path / "x", as_model(config, params, ByteTokenizer()), heads=1, dtype="bfloat16")

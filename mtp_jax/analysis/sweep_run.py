@@ -140,11 +140,12 @@ class LocalRunner:
         log = _open_log(cell)
         log.write(f"$ {shlex.join(command)}    (attempt {known.attempts})\n".encode())
         log.flush()
+        before = standing(cell).step  # first: a process that saves at once must be seen to have come further
         # A session of its own: Ctrl-C on the terminal reaches the sweep alone, which tells the cells once.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                    start_new_session=True, pass_fds=self._inherit)
         self._board.began(cell, known.attempts)
-        return _Running(cell, process, log, time.monotonic(), standing(cell).step)
+        return _Running(cell, process, log, time.monotonic(), before)
 
     def _settle(self, run: _Running, *, stopping: bool) -> bool:
         """Notes how a process ended; returns whether the cell is to be run again."""

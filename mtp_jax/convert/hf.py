@@ -84,7 +84,7 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     N = options.heads or model.config.num_heads
     config = _first(model.config, N)
     plain, further = table(config), heads_table(config) if N > 1 else []
-    check_covered(model.leaves, plain + further, lambda path, index: _is_left_out(config, path, index))
+    check_covered(model.leaves, plain + further, lambda path, index: _is_left_out(config, N, path, index))
     announced = infos(model.leaves, plain, options.dtype)
     with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
         for name, tensor in stream(model, plain, options.dtype):
@@ -161,12 +161,12 @@ def _first(config: ModelConfig, heads: int) -> ModelConfig:
     return dataclasses.replace(config, num_heads=heads, num_layers=config.num_layers - taken)
 
 
-def _is_left_out(config: ModelConfig, path: str, index: Index) -> bool:
-    """Tells whether an array of ours serves heads alone that are not written."""
-    if config.num_heads == 1:
+def _is_left_out(config: ModelConfig, heads: int, path: str, index: Index) -> bool:
+    """Tells whether an array of ours serves heads alone that are not among the first so many."""
+    if heads == 1:
         return head_one.further_heads(config, path, index)
-    kept = config.num_heads - get_head_kind(config.head_kind).first_own + 1
-    rows = {"unembedding/kernel": config.num_heads}.get(path, kept if path.startswith("heads/") else None)
+    kept = heads - get_head_kind(config.head_kind).first_own + 1
+    rows = {"unembedding/kernel": heads}.get(path, kept if path.startswith("heads/") else None)
     return rows is not None and bool(index) and index[0] >= rows
 
 

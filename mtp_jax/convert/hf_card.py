@@ -36,13 +36,13 @@ def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, 
       running: how it is run; empty: as the format hf is.
     """
     name = options.name or pathlib.Path(options.dst).name
-    heads = config.num_heads
+    heads = options.heads or config.num_heads
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- multi-token-prediction\n- mtp_jax\n"
         "---",
         f"# {name}",
         f"A language model trained with multi-token prediction by mtp_jax. What transformers loads is {loaded}.",
-        _shape(model, config, dtype),
+        _shape(model, config, heads, dtype),
         *_training(model),
         *_metrics(model, heads),
         running or _running(options, heads, has_tokenizer),
@@ -52,10 +52,9 @@ def card(model: Model, config: ModelConfig, options: ConvertConfig, dtype: str, 
     return "\n\n".join(parts) + "\n"
 
 
-def _shape(model: Model, config: ModelConfig, dtype: str) -> str:
+def _shape(model: Model, config: ModelConfig, heads: int, dtype: str) -> str:
     """Returns the table of the model's shape."""
-    kind = "none beyond head 1" if config.num_heads == 1 else f"{config.num_heads} heads, {config.head_kind}: " + \
-        _KINDS.get(config.head_kind, "")
+    kind = "head 1 alone" if heads == 1 else f"{heads} heads, {config.head_kind}: {_KINDS.get(config.head_kind, '')}"
     total = sum(math.prod(leaf.shape) for leaf in model.leaves.values())
     rows = [("prediction heads", kind), ("parameters of the run's model, all heads", count(total)),
             ("layers, trunk and heads", config.num_layers + config.extra_trunk_layers), ("width", config.d_model),

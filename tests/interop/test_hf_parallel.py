@@ -219,6 +219,15 @@ def test_the_lines_that_are_printed_write_our_text(tmp_path, capsys):
     written = ByteTokenizer().decode(ours.tokens[0])
     assert capsys.readouterr().out == f"def {written}\n" and "heads=3" in lines[-1]
 
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    arguments = {**tokenizer("def ", return_tensors="pt"), "max_new_tokens": 40, "do_sample": False,
+                 "tokenizer": tokenizer, "stop_strings": [tokenizer.decode([b]) for b in ours.tokens[0][5:15]]}
+    parallel = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    plain = parallel.generate(**arguments)
+    assert plain.shape[1] < 25 and torch.equal(parallel.generate(**arguments, heads=3), plain)
+    with pytest.raises(ValueError, match="stop_strings needs the tokenizer"):
+        parallel.generate(**{**arguments, "tokenizer": None}, heads=3)
+
 
 def test_losses_are_the_heads_cross_entropies(tmp_path):
     spec, params, model = export(tmp_path / "out")

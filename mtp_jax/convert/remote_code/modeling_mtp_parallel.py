@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 import transformers
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, LlamaConfig, PreTrainedModel
-from transformers.generation import GenerationMode
+from transformers import DynamicCache, GenerationMixin, LlamaConfig, PreTrainedModel, StopStringCriteria
+from transformers.generation import GenerationMode, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
@@ -285,7 +285,13 @@ class MTPParallelForCausalLM(MTPParallelPreTrainedModel, GenerationMixin):
         for name in ("assistant_model", "synced_gpus", "custom_generate"):
             if kwargs.get(name):
                 raise ValueError(f"{name} is not offered with heads: leave out one of the two.")
-        # transformers hands a streamer to its own modes only.
+        # transformers hands streamer and tokenizer to its own modes only.
+        strings, tokenizer = kwargs.pop("stop_strings", None), kwargs.pop("tokenizer", None)
+        if strings:
+            if tokenizer is None:
+                raise ValueError("stop_strings needs the tokenizer: pass tokenizer=TOKENIZER too.")
+            kwargs["stopping_criteria"] = StoppingCriteriaList(
+                [*(kwargs.get("stopping_criteria") or []), StopStringCriteria(tokenizer, strings)])
         decode = functools.partial(_speculate, heads=heads, streamer=kwargs.pop("streamer", None))
         return super().generate(inputs, generation_config, custom_generate=decode, **kwargs)
 

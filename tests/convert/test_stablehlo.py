@@ -120,15 +120,17 @@ def test_verify_keeps_what_head_1_agrees_with(tmp_path):
     model = loader(tmp_path / "x").Model(tmp_path / "x")
     prompt, right = [256, 3, 4], 6
     text = model.generate([prompt], 9, speculative=False)[0]
+    out = model.functions["prefill"](np.array([prompt], np.int32), np.array([3], np.int32))
+    assert out["next"].tolist() == text[:1]
+    after_prompt = longer(out["cache"], 8)
     for kept in range(3):
-        out = model.functions["prefill"](np.array([prompt], np.int32), np.array([3], np.int32))
-        assert out["next"].tolist() == text[:1]
-        cache = {name: np.pad(x, [(0, 0), (0, 0), (0, 8), (0, 0)]) if x.ndim == 4 else x
-                 for name, x in out["cache"].items()}
         block = np.array([text[:3]], np.int32)
         block[0, 1 + kept:] = (block[0, 1 + kept:] + 1) % 256  # wrong from here on
-        out = model.functions["verify"](block, cache)
+        out = model.functions["verify"](block, after_prompt)
         assert out["accepted"].tolist() == [kept] and out["next"][0, :kept + 1].tolist() == text[1:kept + 2]
+        if kept == 0:  # a draft that would be right after a wrong one
+            block[0, 2] = out["next"][0, 1]
+            assert model.functions["verify"](block, after_prompt)["accepted"].tolist() == [0]
         # What was not kept has left no trace: the text goes on.
         place = kept + 1
         while place < right:
@@ -137,6 +139,41 @@ def test_verify_keeps_what_head_1_agrees_with(tmp_path):
             assert out["next"].tolist() == [text[place:place + 1]]
     shape = manifest["functions"]["verify"]["inputs"]["cache"]["heads.2.keys"]
     assert shape == {"shape": ["b", 2, "c", 4], "dtype": "float32"}
+
+
+def longer(cache, room):
+    """Returns a cache with room for more positions."""
+    return {name: np.pad(x, [(0, 0), (0, 0), (0, room), (0, 0)]) if x.ndim == 4 else x for name, x in cache.items()}
+
+
+@pytest.mark.parametrize("name", ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS
+                                                  if name != "sequential")])
+def test_drafts_are_those_of_the_whole_text(tmp_path, name):
+    """What a block leaves in the cache drafts as if the text had been read at once, whatever was rejected before."""
+    config, params = made(name, num_heads=4, num_layers=5)
+    exported(tmp_path / "x", as_model(config, params))
+    model = loader(tmp_path / "x").Model(tmp_path / "x")
+
+    def at_once(text):
+        tokens = np.zeros((1, 32), np.int32)
+        tokens[0, :len(text)] = text
+        return model.functions["prefill"](tokens, np.array([len(text)], np.int32))
+
+    text = [256]
+    out, drawn, places = at_once(text), np.random.default_rng(0), []
+    cache, drafts = longer(out["cache"], 32), out["drafts"]
+    text += out["next"].tolist()
+    while len(text) < 28:
+        right = model.generate([text], 3, speculative=False)[0]
+        drafts = np.array(drafts)
+        known = drawn.integers(0, 4)
+        drafts[0, :known] = right[:known]  # random models draft badly: so that 0 to 3 are kept
+        out = model.functions["verify"](np.append([text[-1:]], drafts, 1).astype(np.int32), cache)
+        cache, drafts, kept = out["cache"], out["drafts"], int(out["accepted"][0])
+        text += out["next"][0, :kept + 1].tolist()
+        places.append(kept)
+        assert out["drafts"].tolist() == at_once(text[:-1])["drafts"].tolist()
+    assert {0, 3} <= set(places)
 
 
 def test_manifest(tmp_path, greedy_only):

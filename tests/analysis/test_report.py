@@ -112,7 +112,7 @@ def test_the_speed_is_over_all_prompts_and_not_told_of_few_tokens():
 
 
 @pytest.mark.parametrize("kind, layers", [("parallel", (5, 3)), ("causal", (5, 3)), ("linear", None),
-                                          ("anticausal", None)])
+                                          ("anticausal", None), ("sequential", (7, 5)), ("medusa", None)])
 def test_layers_are_told_where_further_heads_have_their_own(kind, layers):
     lines = drafting.layer_lines(make_config(head_kind=kind, num_heads=3, num_layers=4, extra_trunk_layers=1))
     assert lines == [] if layers is None else f"runs {layers[0]} layers, with head 1 alone {layers[1]}" in lines[0]

@@ -79,8 +79,11 @@ def test_a_plan_on_fake_devices():
         report["output_bytes"] - report["alias_bytes"])
 
 
-def test_flops_are_what_the_compiler_counts_where_there_are_no_loops():
-    model = ModelConfig(num_heads=2, num_layers=4, d_model=256, num_attention_heads=4, d_ff=640, vocab_size=512)
+@pytest.mark.parametrize("kind, changes", [
+    ("parallel", {}), ("medusa", {"num_layers": 3, "medusa_layers": 4}), ("sequential", {"num_layers": 2})])
+def test_flops_are_what_the_compiler_counts_where_there_are_no_loops(kind, changes):
+    model = ModelConfig(**{**dict(num_heads=2, num_layers=4, d_model=256, num_attention_heads=4, d_ff=640,
+                                  vocab_size=512, head_kind=kind), **changes})
     config = Config(model=model, data=DataConfig(batch_size=1, seq_len=128), parallel=ParallelConfig(mesh="data:1"),
                     compute=ComputeConfig(attention="xla", scan_layers=False),
                     optimizer=OptimizerConfig(warmup_steps=9))

@@ -26,6 +26,8 @@ def test_model_by_hand():
     assert flops.train_flops(MODEL, seq_len=100, trunk_layers=2, head_flops=layer) == 3 * forward
     linear = flops.forward_flops(MODEL, seq_len=100, trunk_layers=4, head_flops=2 * 64 * 64)
     assert linear == 4 * layer + 2 * (2 * 64 * 64) + 2 * (2 * 64 * 259)
+    from_the_second = flops.forward_flops(MODEL, seq_len=100, trunk_layers=4, head_flops=2 * 64 * 64, own_heads=1)
+    assert linear - from_the_second == 2 * 64 * 64  # head 1 has its unembedding alone
     executed = flops.forward_flops(MODEL, seq_len=100, trunk_layers=2, head_flops=0, executed=True)
     assert executed == 2 * flops.layer_flops(MODEL, seq_len=100, executed=True) + 2 * (2 * 64 * 384)  # padded to 128
 

@@ -139,6 +139,9 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
               for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
     tokenizer, files = tokenizer_files.read(path, options.tokenizer)
+    if tokenizer is not None and tokenizer.vocab_size > (config.vocab_size or 0):
+        raise ValueError(f"{options.tokenizer or path} has a tokenizer of {tokenizer.vocab_size} ids, and the model "
+                         f"has {config.vocab_size}: name its own by --tokenizer=FILE.")
     return Model(config, leaves, reader(leaves, table(config), tensors), window, tokenizer, files,
                  {"source": str(path)})
 
@@ -168,7 +171,10 @@ def from_fields(fields: Mapping[str, Any], place: str, *, dtype: str) -> tuple[M
     like = "Qwen3ForCausalLM" if fields["qk_norm"] else "LlamaForCausalLM"
     plain, window = hf_config.from_fields({**fields, "architectures": [like], "layer_types": None}, place,
                                           head_kind="medusa", dtype=dtype)  # of one head: all layers are the trunk's
-    facts = {name: value for name, value in (fields.get("mtp_jax") or {}).items() if name in _FACTS}
+    facts = fields.get("mtp_jax") or {}
+    if not isinstance(facts, dict) or set(facts) - set(_FACTS):
+        raise ValueError(f"{place}: mtp_jax is {facts!r}, and what it may tell is {', '.join(_FACTS)}: restore the "
+                         "file.")
     try:
         config = dataclasses.replace(
             plain, num_heads=fields["num_prediction_heads"], head_kind=fields["head_kind"],

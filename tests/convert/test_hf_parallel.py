@@ -93,6 +93,13 @@ def test_rotary_angles_that_are_scaled(scaling, tmp_path):
     assert read(write(tmp_path, make_model(config))).config == dataclasses.replace(config, head_dim=4)
 
 
+def test_a_tokenizer_that_is_too_large(tmp_path):
+    folder = write(tmp_path, dataclasses.replace(make_model(config_of("one", vocab_size=11)), tokenizer=None))
+    assert read(folder).tokenizer is None
+    with pytest.raises(ValueError, match="has a tokenizer of 259 ids, and the model has 11"):
+        hf_parallel.read(folder, options(folder, "out", "workdir", src_format="hf_parallel", tokenizer="bytes"))
+
+
 def test_from_a_run_to_transformers_and_back(tmp_path):
     """By the command's function: what mtp_jax.generate reads at the end are the weights of the run."""
     config = config_of("causal")
@@ -164,6 +171,8 @@ def test_sequential_heads_are_not_of_this_format():
     (dict(qk_norm=1), "qk_norm is 1 and must be of the type bool"),
     (dict(num_prediction_heads=9), "num_heads=9 is too large"),
     (dict(mtp_jax={"vocab_multiple": 0}), "vocab_multiple=0 must be at least 1"),
+    (dict(mtp_jax={"vocab_multiple": "x"}), "tells of a model that cannot be"),
+    (dict(mtp_jax=[1]), r"mtp_jax is \[1\], and what it may tell is"),
     (dict(hidden_size=None), "hidden_size"),
     (dict(num_prediction_heads=4), r"lacks model.heads.3"),
     (dict(num_prediction_heads=2), r"model.heads.2"),

@@ -300,11 +300,31 @@ def test_streaming_gives_the_text(tmp_path):
     assert streamer.tokens == text[0].tolist() and streamer.ended
 
 
-def test_saved_again_it_is_the_same_model(tmp_path):
-    """save_pretrained writes the model class too, and tied and untied weights come back."""
-    for name in ("parallel 1", "parallel 4", "medusa 8"):
-        _, _, model = export(tmp_path / name.replace(" ", "_"), **LOGITS[name])
-        model.save_pretrained(tmp_path / "again")
-        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
-        tokens_BxL = random_tokens((1, 9))
-        np.testing.assert_array_equal(their_logits(again, tokens_BxL), their_logits(model, tokens_BxL))
+@pytest.mark.parametrize("name", ["parallel 1", "parallel 4", "parallel 8", "medusa 8"])
+def test_saved_by_transformers_it_is_the_same_model(name, tmp_path):
+    """save_pretrained writes the model class too; transformers and our converter read back what was exported."""
+    spec, params, model = export(tmp_path / "out", **LOGITS[name])
+    model.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    tokens_BxL = random_tokens((1, 9))
+    np.testing.assert_array_equal(their_logits(again, tokens_BxL), their_logits(model, tokens_BxL))
+    place = tmp_path / "again"
+    back = hf_parallel.read(place, options(place, "run", "workdir", src_format="hf_parallel"))
+    assert back.config == dataclasses.replace(spec.config, head_dim=spec.config.attention_head_dim)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(key.key for key in path)
+        rows = V if name in ("embedding/embedding", "unembedding/kernel") else None
+        np.testing.assert_array_equal(back.read(name, ())[..., :rows, :] if rows else back.read(name, ()),
+                                      np.asarray(leaf)[..., :rows, :] if rows else np.asarray(leaf))
+
+
+def test_other_attention_and_narrow_numbers(tmp_path):
+    _, _, model = export(tmp_path / "out")
+    ids = torch.tensor([[1, 2, 3]])
+    plain = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    eager = type(model).from_pretrained(tmp_path / "out", attn_implementation="eager")
+    assert torch.equal(eager.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0, heads=3), plain)
+    narrow = type(model).from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    assert narrow.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0, heads=3).shape == (1, 23)
+    near = error(their_logits(model, ids.numpy()), narrow(ids, output_all_heads=True).logits.float().detach().numpy())
+    assert 0 < near.max() < 0.1

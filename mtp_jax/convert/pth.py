@@ -175,7 +175,7 @@ class PthWriter:
                    + _number(tensor.size))
         self._pickled += (_text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"(" + storage + b"tQ" + _number(0)
                           + _tuple(shape) + _tuple(strides) + b"\x89" + b"ccollections\nOrderedDict\n)R" + b"tR")
-        with self._archive.open(f"{_ROOT}/data/{key}", "w", force_zip64=True) as handle:
+        with self._archive.open(_entry(f"data/{key}"), "w", force_zip64=True) as handle:
             rows = [tensor] if tensor.flags.c_contiguous or tensor.ndim < 2 else np.array_split(
                 tensor, max(1, tensor.nbytes // 2**24))
             for part in rows:
@@ -187,10 +187,15 @@ class PthWriter:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
-            self._archive.writestr(f"{_ROOT}/data.pkl", bytes(self._pickled) + b"u.")
-            self._archive.writestr(f"{_ROOT}/byteorder", b"little")
-            self._archive.writestr(f"{_ROOT}/version", b"3\n")
+            self._archive.writestr(_entry("data.pkl"), bytes(self._pickled) + b"u.")
+            self._archive.writestr(_entry("byteorder"), b"little")
+            self._archive.writestr(_entry("version"), b"3\n")
         self._archive.close()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """Returns an entry of the archive without the time of day, so that the same tensors make the same file."""
+    return zipfile.ZipInfo(f"{_ROOT}/{name}")
 
 
 def _text(text: str) -> bytes:

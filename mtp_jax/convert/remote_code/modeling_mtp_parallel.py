@@ -1,6 +1,6 @@
 """A language model with several prediction heads, for transformers: head k predicts the token k places ahead.
 
-Written by mtp_jax beside the weights; needs torch and transformers only.
+Written by mtp_jax beside the weights; needs torch and transformers only (checked with 4.57 and 5.23).
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model(ids).logits                              # head 1: [B, L, V], like any causal language model
@@ -337,12 +337,12 @@ def _speculate(model, input_ids, logits_processor, stopping_criteria, generation
     distribution p: a draft x then stays with probability p(x), and otherwise the token is distributed as p without x.
     """
     _check(generation_config, model_kwargs, streamer, len(input_ids))
-    B, device = len(input_ids), input_ids.device
+    B, device = len(input_ids), model.device
+    input_ids = input_ids.to(device)
     mask = model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask.to(torch.long)
+    mask = torch.ones_like(input_ids) if mask is None else mask.to(device, torch.long)
     positions = model_kwargs.get("position_ids")
-    if positions is None:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) if positions is None else positions.to(device)
     cache, read = DynamicCache(config=model.config), 0
     lengths = positions.expand(B, -1)[:, -1] + 1  # of each row, without the newest token
     block, drafts = input_ids, [[] for _ in range(B)]

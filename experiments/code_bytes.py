@@ -4,11 +4,14 @@ Hardware: 2 CPU cores, about three minutes. The corpus is the running Python's o
 
     python -m experiments.code_bytes --workdir=runs/code_bytes
 
+At its end the model is exported to runs/code_bytes/hf, with the lines of Python that run it in transformers.
+
 Expected: 2.92, 3.53, 3.83 and 4.02 bits per held-out byte for heads 1 to 4, on the library of Python 3.11.7.
 """
 
 from mtp_jax import train
 from mtp_jax.config import default_config
+from mtp_jax.convert import after_training
 
 
 def get_config():
@@ -30,4 +33,4 @@ def get_config():
 
 
 if __name__ == "__main__":
-    train.main(get_config)
+    train.main(get_config, export=after_training.export)

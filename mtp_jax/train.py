@@ -11,12 +11,12 @@ from mtp_jax import commands
 from mtp_jax.config import dumps, from_config_dict
 
 
-def main(get_config: Callable[..., Any]) -> NoReturn:
+def main(get_config: Callable[..., Any], *, export: Callable[..., str] | None = None) -> NoReturn:
     """Runs an experiment module as a command; exits with the status of the run.
 
     Args:
-      get_config: returns the experiment's ConfigDict, which --config.PATH=VALUE overrides. Parameters of its own are
-        flags too: get_config(size="0.3b") makes --config.size=VALUE.
+      get_config: returns the experiment's ConfigDict; its parameters are flags too, as in commands.define_experiment.
+      export: writes the trained model, given the workdir, for use elsewhere and returns lines to print at the end.
     """
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
                                   "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
@@ -53,7 +53,7 @@ def main(get_config: Callable[..., Any]) -> NoReturn:
                 distributed.OutOfMemory) as error:
             return distributed.leave(commands.fail(error, distributed.own_name()))
         if status == signals.DONE and not dry_run.value and prepared.is_first_process:
-            print(report.report(prepared.workdir, with_sample=prepared.is_only_process))
+            print(report.report(prepared.workdir, with_sample=prepared.is_only_process, export=export))
         return status
 
     commands.run(run, "workdir", "dry_run", "coordinator_address", "num_processes", "process_id", *experiment.names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -14,7 +14,7 @@ from mtp_jax.terminal import wants_colour
 
 
 def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: float = 0.8,
-           coloured: bool | None = None) -> str:
+           coloured: bool | None = None, export: Callable[[epath.Path], str] | None = None) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:
@@ -23,6 +23,7 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: fl
         read it together.
       temperature: of the sample.
       coloured: colour the sample by the heads that drafted it. None: where stdout is a terminal.
+      export: writes the model for use elsewhere and returns lines of it; called where the sample is made.
 
     Returns:
       Lines to print.
@@ -41,6 +42,8 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: fl
                        (workdir / "config.json", "every setting"), (workdir / "checkpoints", "to go on from"),
                        (workdir, f"TensorBoard: tensorboard --logdir={workdir}")):
         lines.append(f"    {path}    {what}")
+    if export is not None and with_sample:
+        lines += ["", export(workdir)]
     return "\n".join(lines)
 
 

@@ -150,7 +150,8 @@ def _defaults(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
                                             if known["model_type"] == fields.get("model_type")]
     name = str(names[0]) if isinstance(names, list) and names else str(fields.get("model_type"))
     if name not in ARCHITECTURES:
-        hint = " Read it with --src_format=hf_parallel." if name == "MTPParallelForCausalLM" else nearest(name, ARCHITECTURES)
+        ours = name == "MTPParallelForCausalLM"
+        hint = " Read it with --src_format=hf_parallel." if ours else nearest(name, ARCHITECTURES)
         raise ValueError(f"{place} is of the architecture {name!r}, and those that can be read are "
                          f"{', '.join(ARCHITECTURES)}.{hint}")
     return ARCHITECTURES[name]

@@ -7,9 +7,12 @@ import sys
 import time
 
 import pytest
+from etils import epath
 
 from mtp_jax.checkpoints import integrity
-from tests.training.small_runs import ROOT, command, environment, run
+from mtp_jax.convert import after_training
+from mtp_jax.training.prepare import prepare
+from tests.training.small_runs import ROOT, command, environment, run, small
 
 
 def test_a_run_prints_losses_a_sample_and_where_things_lie(corpus, tmp_path):
@@ -23,6 +26,24 @@ def test_a_run_prints_losses_a_sample_and_where_things_lie(corpus, tmp_path):
         assert part in done.stderr
     assert (tmp_path / "run" / "plots" / "loss.png").stat().st_size > 10_000
     assert "Traceback" not in done.stderr
+    assert f"model, tokenizer = (c.from_pretrained('{relative}/hf')" in done.stdout
+    card = tmp_path / "run" / "hf" / "README.md"
+    assert "| steps | 8 of 8 |" in card.read_text()
+
+
+def test_the_export_of_a_longer_run_replaces_the_earlier_one(corpus, tmp_path):
+    """As at the end of a run that goes on; what cannot be exported is told, and the run was a success all the same."""
+    assert prepare(small(corpus, logging__tensorboard=False), tmp_path).train() == 0
+    place = epath.Path(tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "old.txt").write_text("of before")
+    assert "from_pretrained" in after_training.export(place) and not (tmp_path / "hf" / "old.txt").exists()
+    assert "from_pretrained" in after_training.export(place) and (tmp_path / "hf" / "model.safetensors").exists()
+    (tmp_path / "config.json").write_text("{")
+    told = after_training.export(place)
+    assert told.startswith("Not exported for transformers: ") and "damaged" in told
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+    assert "--dst=FOLDER" in after_training.export(epath.Path("gs://bucket/run"))
 
 
 def test_sigterm_saves_and_exits_with_75(corpus, tmp_path):

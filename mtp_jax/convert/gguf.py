@@ -27,7 +27,7 @@ NAMES = BlockNames("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v
 FILE = "model.gguf"
 ROTARY = "rope_freqs.weight"
 _Q8_BLOCK = 32  # numbers of a row that share a scale
-_AT_A_TIME = 2**22  # numbers that are quantized together
+_AT_A_TIME = 2**20  # numbers that are quantized together
 
 
 def table(config: ModelConfig) -> list[Entry]:
@@ -157,20 +157,23 @@ def _nbytes(package: Any, quantized: Any, shape: tuple[int, ...]) -> int:
 
 
 def _quantize(package: Any, tensor: np.ndarray, quantized: Any, name: str) -> np.ndarray:
-    """Returns a tensor as it is stored; a few rows at a time, so that it takes no memory to speak of beside the result.
+    """Returns a tensor as it is stored, as bytes where it is no fp32; it is made a few rows at a time, so that nothing
+    but the result takes memory.
 
     Raises:
       ValueError: a number is too large for it.
     """
-    rows = max(1, _AT_A_TIME // max(1, tensor.shape[-1])) if tensor.ndim > 1 else tensor.shape[0]
-    parts = []
+    if quantized == package.GGMLQuantizationType.F32:
+        return np.ascontiguousarray(tensor, np.float32)
+    stored = np.empty((tensor.shape[0], _nbytes(package, quantized, tensor.shape[1:])), np.uint8)
+    rows = max(1, _AT_A_TIME // tensor.shape[1])
     for start in range(0, tensor.shape[0], rows):
-        part = np.ascontiguousarray(tensor[start:start + rows], np.float32)
         with np.errstate(over="ignore"):  # told below
-            parts.append(package.quantize(part, quantized))
-        scales = parts[-1]
+            part = package.quantize(np.ascontiguousarray(tensor[start:start + rows], np.float32), quantized)
+        scales = part
         if quantized == package.GGMLQuantizationType.Q8_0:  # the scale comes first, in fp16
-            scales = np.ascontiguousarray(scales.reshape(-1, 34)[:, :2]).view(np.float16)
+            scales = np.ascontiguousarray(part.reshape(-1, 34)[:, :2]).view(np.float16)
         if quantized != package.GGMLQuantizationType.BF16 and not np.isfinite(scales).all():
             raise ValueError(f"{name} has numbers that {quantized.name} cannot hold: choose --dtype=float32.")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        stored[start:start + rows] = part.view(np.uint8)
+    return stored

@@ -27,7 +27,8 @@ class Model:
     def load(self, name):
         facts = self.manifest["functions"][name]
         data = (self.folder / facts["file"]).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == self.manifest["files"][facts["file"]]["sha256"], facts["file"]
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][facts["file"]]["sha256"]:
+            raise ValueError(f"{self.folder / facts['file']} is damaged: copy it again.")
         run, params = jax.export.deserialize(bytearray(data)).call, {n: self.params[n] for n in facts["params"]}
         jitted, keep = jax.jit(run), facts["inputs"].get("cache", ())
         return lambda tokens, last: jitted(params, tokens, {n: last[n] for n in keep} if keep else last)

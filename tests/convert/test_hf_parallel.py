@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.checkpoints import load_params, structure
-from mtp_jax.convert import command, hf_parallel
+from mtp_jax.convert import command, formats, hf_parallel
 from mtp_jax.convert.safetensors_file import open_folder
 from mtp_jax.convert.table import stream
 from mtp_jax.data.tokenizer import ByteTokenizer
@@ -157,7 +157,9 @@ def test_nan_is_refused(tmp_path):
 
 
 def test_sequential_heads_are_not_of_this_format():
-    assert "sequential" not in hf_parallel.HEAD_KINDS
+    model = make_model(make_config(head_kind="sequential"))
+    with pytest.raises(ValueError, match="--dst_format=hf_parallel cannot hold .*'sequential' .*: choose .*hf_mtp"):
+        formats.check_kind(model, "hf_parallel")
 
 
 @pytest.mark.parametrize("change, message", [

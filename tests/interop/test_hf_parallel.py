@@ -97,7 +97,7 @@ def test_logits_of_every_head(name, tmp_path):
     spec, params, model = export(tmp_path / "out", **LOGITS[name])
     tokens_BxL = random_tokens((2, 20))
     theirs = their_logits(model, tokens_BxL)
-    assert error(our_logits(spec, params, tokens_BxL), theirs).max() < 1e-5  # 1e-4 is what was asked for
+    assert error(our_logits(spec, params, tokens_BxL), theirs).max() < 1e-4
     with torch.no_grad():
         head_1 = model(torch.tensor(tokens_BxL, dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(head_1, theirs[:, :, 0], atol=1e-5)
@@ -131,7 +131,7 @@ def test_a_wrong_export_is_noticed(damage, heads, tmp_path):
     spec, params, model = export(tmp_path / "out")
     tokens_BxL = random_tokens((2, 20))
     mine = our_logits(spec, params, tokens_BxL)
-    assert error(mine, their_logits(model, tokens_BxL)).max() < 1e-5
+    assert error(mine, their_logits(model, tokens_BxL)).max() < 1e-4
     damage(model)
     wrong = error(mine, their_logits(model, tokens_BxL)) > 0.01
     assert [k for k in range(3) if wrong[k]] == list(heads)

@@ -7,7 +7,6 @@ together, so it is written n times, and read where all are equal.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig
-from mtp_jax.convert import head_one
+from mtp_jax.convert import head_one, hf_config, rope, tokenizer_files
 from mtp_jax.convert.meta import check_tokenizer, first_heads, is_further
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
@@ -25,7 +24,6 @@ from mtp_jax.model import ModelSpec, num_trunk_layers
 HEAD_KINDS = ("parallel",)
 CONFIG, MODEL_TYPE = "config.json", "mtp_llama"
 CODE = ("configuration_mtp_llama.py", "modeling_mtp_llama.py")  # Fast-LLM's, in fast_llm_external_models/mtp_llama
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 NORM = "model.mtp_norms.{}.weight"
 
 
@@ -46,21 +44,20 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
       ValueError: the model has what the format cannot say, or a number is NaN or infinite.
     """
     config = first_heads(model.config, options.heads or model.config.num_heads)
-    for field, value, only in (("unembedding", config.unembedding, "shared"), ("qk_norm", config.qk_norm, False),
-                               ("rope_scaling", config.rope_scaling, "none")):
-        if value != only:
-            raise ValueError(f"model.{field}={value!r} cannot be said in Fast-LLM's mtp_llama, which is written here "
-                             f"with {only!r} alone: choose --dst_format=hf_parallel.")
+    for field, value, able in (("unembedding", config.unembedding, ("shared",)), ("qk_norm", config.qk_norm, (False,)),
+                               ("rope_scaling", config.rope_scaling, ("none", "llama3"))):
+        if value not in able:
+            raise ValueError(f"model.{field}={value!r} cannot be said in Fast-LLM's mtp_llama, which has "
+                             f"{' and '.join(map(str, able))} alone: choose --dst_format=hf_parallel.")
     entries = table(config)
     check_covered(model.leaves, entries, lambda path, index: is_further(config, path, index))
     announced = infos(model.leaves, entries, options.dtype)
     dtype = str(announced["model.embed_tokens.weight"].dtype)
-    (folder / CONFIG).write_text(json.dumps(config_json(config, model, dtype), indent=2) + "\n")
+    hf_config.dump(folder / CONFIG, config_json(config, model, dtype))
     with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
         for name, tensor in stream(model, entries, options.dtype):
             writer.write(name, tensor)
-    for name, data in model.tokenizer_files.items():
-        (folder / name).write_bytes(data)
+    tokenizer_files.write(model, folder)
     return [f"Fast-LLM reads {options.dst} as the checkpoint format mtp_llama.",
             f"For transformers copy {CODE[0]} and {CODE[1]} of Fast-LLM (fast_llm_external_models/mtp_llama) into it: "
             "its config.json names them.",
@@ -69,8 +66,10 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
 
 
 def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]:
-    """Returns what config.json says; `num_hidden_layers` counts the trunk and head 1's layer."""
-    tokenizer = model.tokenizer
+    """Returns what config.json says; `num_hidden_layers` counts the trunk and head 1's layer.
+
+    Fast-LLM refuses fields that it does not know.
+    """
     return {
         "architectures": ["MTPLlamaForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -93,11 +92,8 @@ def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
-        "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
-        "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
+        **rope.to_fields(config),
+        **hf_config.special_ids(model),
         "torch_dtype": dtype,
     }
 
@@ -119,16 +115,11 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
             raise ValueError(f"{path}: {NORM.format(k)} differs from {NORM.format(0)}, and the heads here have one "
                              f"norm together: convert head 1 alone, with prediction_heads 1 in {CONFIG} and without "
                              "the tensors of the other heads.")
-    files = {name: (path / name).read_bytes() for name in TOKENIZERS if (path / name).exists()}
-    tokenizer = None
-    place = options.tokenizer or (str(path) if set(files) & {TOKENIZERS[0], TOKENIZERS[2]} else "")
-    if place:
-        from mtp_jax.data.tokenizer_files import read_tokenizer
-
-        tokenizer = read_tokenizer(place)
+    tokenizer, files = tokenizer_files.read(path, options.tokenizer)
+    if tokenizer is not None:
         check_tokenizer(tokenizer, config, path)
     return Model(config, leaves, read_leaf, int(fields.get("max_position_embeddings") or 2048), tokenizer,
-                 files if not options.tokenizer else {}, {"source": str(path)})
+                 files, {"source": str(path)})
 
 
 def _fields(path: pathlib.Path) -> dict[str, Any]:
@@ -137,12 +128,7 @@ def _fields(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: it is not there, cannot be read, or is of another kind of model.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name a folder that Fast-LLM exported in the format mtp_llama.")
-    try:
-        fields = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again.") from error
+    fields = hf_config.read_fields(path.parent)
     if fields.get("model_type") != MODEL_TYPE:
         remedy = " Read it with --src_format=hf." if fields.get("model_type") == "llama" else ""
         raise ValueError(f"{path}: model_type is {fields.get('model_type')!r}, and Fast-LLM's is "
@@ -159,10 +145,6 @@ def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, option
     for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if fields.get(name, only) != only:
             raise ValueError(f"{path}: {name} is {fields[name]!r}, and models here have {only!r} alone.")
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default":
-        raise ValueError(f"{path}: the rope scaling {scaling!r} is not read from this format; only 'default' is.")
     if options.head_kind != "parallel":
         raise ValueError(f"--head_kind={options.head_kind}: the heads of this format are parallel; leave it out.")
     stored = {str(info.dtype) for info in tensors.infos.values()}
@@ -176,11 +158,11 @@ def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, option
             d_ff=int(fields["intermediate_size"]), vocab_size=int(fields["vocab_size"]),
             tie_embedding=bool(fields.get("tie_word_embeddings", False)),
             norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
-            init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype)
+            init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype,
+            **rope.from_fields(fields, str(path)))
         config.validate()
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} lacks or misstates a field ({error}): copy it again.") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return config

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig
-from mtp_jax.convert import head_one
+from mtp_jax.convert import head_one, tokenizer_files
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.pth import PthWriter, open_pth
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_file
@@ -27,7 +27,7 @@ from mtp_jax.model import ModelSpec, num_trunk_layers
 
 HEAD_KINDS = ("parallel",)
 PLAIN_KINDS = ("parallel", "causal", "anticausal", "sequential", "medusa")  # what a model with one head may become
-PARAMS, PTH, SAFETENSORS, TOKENIZER = "params.json", "consolidated.pth", "consolidated.safetensors", "tokenizer.model"
+PARAMS, PTH, SAFETENSORS = "params.json", "consolidated.pth", "consolidated.safetensors"
 WINDOW = 4096  # of Llama 2 and of the release; params.json does not say it
 IGNORED = "rope.freqs"  # a buffer that follows from params.json
 
@@ -70,8 +70,7 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
         for name, tensor in stream(model, entries, options.dtype):
             safetensors.write(name, tensor)
             pth.write(name, tensor)
-    for name, data in model.tokenizer_files.items():
-        (folder / name).write_bytes(data)
+    tokenizer_files.write(model, folder)
     return [f"{options.dst}/{PTH} and {SAFETENSORS} hold the same tensors: keep the one that your tool reads.",
             f"torch.load({f'{options.dst}/{PTH}'!r}, weights_only=True)  # layers.*, extra_heads.*, norm, output"]
 
@@ -108,7 +107,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
         weights have no need of.
     """
     tensors = _open(path)
-    tokenizer, files = _tokenizer(path, options)
+    tokenizer, files = _tokenizer(path, options.tokenizer)
     config = _config(path / PARAMS, tensors, options)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, path)
@@ -141,24 +140,11 @@ def _open(folder: pathlib.Path) -> Tensors:
     raise ValueError(f"{folder} has neither {PTH} nor {SAFETENSORS}: name a folder of the release, such as 7B_1T_4.")
 
 
-def _tokenizer(folder: pathlib.Path, options: ConvertConfig) -> tuple[Tokenizer | None, dict[str, bytes]]:
-    """Returns the tokenizer and its file: named, in the folder, or one above it, as in the release."""
-    from mtp_jax.data.tokenizer_files import read_tokenizer
-
-    places = [pathlib.Path(options.tokenizer)] if options.tokenizer else [
-        place for place in (folder / TOKENIZER, folder / "tokenizer.json", folder.parent / TOKENIZER)
-        if place.exists()][:1]
-    if not places:
-        return None, {}
-    file = places[0]
-    if file.is_dir():
-        file = next((file / name for name in (TOKENIZER, "tokenizer.json") if (file / name).exists()), file)
-    found = read_tokenizer(str(file))
-    kept = {TOKENIZER if file.suffix == ".model" else "tokenizer.json": file.read_bytes()}
-    beside = file.parent / "tokenizer_config.json"
-    if file.suffix == ".json" and beside.exists():
-        kept[beside.name] = beside.read_bytes()
-    return found, kept
+def _tokenizer(folder: pathlib.Path, name: str) -> tuple[Tokenizer | None, dict[str, bytes]]:
+    """Returns the tokenizer and its files: named, in the folder, or one above it, as in the release."""
+    above = folder.absolute().parent / tokenizer_files.SENTENCEPIECE
+    found = tokenizer_files.read(folder, name)
+    return tokenizer_files.read(folder, str(above)) if found[0] is None and above.exists() else found
 
 
 def _config(path: pathlib.Path, tensors: Tensors, options: ConvertConfig) -> ModelConfig:

@@ -1,6 +1,5 @@
 """Fast-LLM's mtp_llama: every head's logits by a forward of our own, both ways bit for bit, and what does not fit."""
 
-import dataclasses
 import json
 import shutil
 
@@ -9,6 +8,7 @@ import pytest
 
 from mtp_jax.convert import command, fast_llm
 from mtp_jax.convert.safetensors_file import Info, SafetensorsWriter, open_folder
+from mtp_jax.data.tokenizer import ByteTokenizer
 from tests.convert import forward, parallel_reference
 from tests.convert.models import assert_same, make_arrays, make_config, make_model, make_workdir, options, read_all
 
@@ -65,7 +65,7 @@ def test_every_heads_logits(tmp_path, heads, changes):
 def test_a_model_comes_back_bit_for_bit(tmp_path, heads, tied):
     config = config_of(heads, tie_embedding=tied)
     model = reads(written(tmp_path / "out", config))
-    assert (model.config, model.window, model.tokenizer) == (config, 32, None)
+    assert (model.config, model.window, model.tokenizer.hash) == (config, 32, ByteTokenizer.hash)
     assert_same(read_all(model), make_arrays(config))
 
 
@@ -99,7 +99,8 @@ def test_norms_that_differ_are_refused(whole, tmp_path):
 @pytest.mark.parametrize("fields, message", [
     ({"model_type": "llama"}, "model_type is 'llama'.*--src_format=hf"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn'"), ({"hidden_size": None}, "lacks or misstates"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "scales its rotary angles by 'yarn'"),
+    ({"hidden_size": None}, "lacks or misstates"),
     ({"prediction_heads": 4}, "lacks model.mtp_norms.3.*model.mtp_heads.2"),
     ({"num_key_value_heads": 3}, "not divisible"),
     ({"prediction_heads": 2}, "holds model.mtp_norms.2.*model.mtp_heads.1.*no place for"),
@@ -147,7 +148,8 @@ def test_numbers_that_are_none_are_not_written(tmp_path):
         fast_llm.write(make_model(config_of(2), arrays), tmp_path, options("src", tmp_path, "fast_llm"))
 
 
-def test_a_tokenizer_lies_beside(tmp_path):
-    model = dataclasses.replace(make_model(config_of(2)), tokenizer_files={"tokenizer.json": b"{}"})
-    fast_llm.write(model, tmp_path, options("src", tmp_path, "fast_llm"))
-    assert (tmp_path / "tokenizer.json").read_bytes() == b"{}"
+def test_scaled_rotary_angles_come_back(tmp_path):
+    config = config_of(2, rope_scaling="llama3", rope_factor=8.0, rope_original_window=16)
+    folder = written(tmp_path / "out", config)
+    assert reads(folder).config == config
+    assert json.loads((folder / "config.json").read_text())["rope_parameters"]["rope_type"] == "llama3"

@@ -11,6 +11,8 @@ from mtp_jax.convert import command, meta
 from mtp_jax.convert.pth import open_pth
 from mtp_jax.convert.safetensors_file import open_file
 from mtp_jax.convert.transforms import Linear
+from mtp_jax.data.tokenizer import ByteTokenizer
+from mtp_jax.data.tokenizer_files import read_tokenizer
 from tests.convert import forward, parallel_reference
 from tests.convert.models import assert_same, make_arrays, make_config, make_model, make_workdir, options, read_all
 
@@ -118,10 +120,34 @@ def test_to_the_layout_and_back_by_the_command(tmp_path):
     assert_same({name: tensor for name, tensor in first.items() if "extra_heads.1" not in name}, second)
 
 
+def train_sentencepiece(folder):
+    """Returns a tokenizer.model of 300 pieces."""
+    from sentencepiece import SentencePieceTrainer
+
+    SentencePieceTrainer.train(sentence_iterator=iter(["def naive return", "a b c more"] * 20), vocab_size=300,
+                               model_prefix=str(folder / "pieces"), model_type="bpe", byte_fallback=True,
+                               hard_vocab_limit=False, minloglevel=2)
+    return folder / "pieces.model"
+
+
 def test_the_tokenizer_goes_along(tmp_path):
-    model = dataclasses.replace(make_model(config_of(2)), tokenizer_files={"tokenizer.model": b"pieces"})
-    meta.write(model, tmp_path, options("src", tmp_path, "meta"))
-    assert (tmp_path / "tokenizer.model").read_bytes() == b"pieces"
+    assert reads(written(tmp_path / "bytes", config_of(2))).tokenizer.hash == ByteTokenizer.hash
+    pieces = train_sentencepiece(tmp_path)
+    config = config_of(2, vocab_size=300)
+    model = dataclasses.replace(make_model(config), tokenizer=read_tokenizer(str(pieces)),
+                                tokenizer_files={"tokenizer.model": pieces.read_bytes()})
+    folder = tmp_path / "release" / "7B_1T_2"
+    folder.mkdir(parents=True)
+    meta.write(model, folder, options("src", folder, "meta"))
+    assert (folder / "tokenizer.model").read_bytes() == pieces.read_bytes()
+    (folder / "tokenizer.model").rename(folder.parent / "tokenizer.model")  # where the release has it
+    for name in ("tokenizer.json", "tokenizer_test.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    found = reads(folder)
+    assert found.tokenizer.hash == model.tokenizer.hash and found.tokenizer_files == model.tokenizer_files
+    small = written(tmp_path / "small", config_of(2, vocab_size=256))
+    with pytest.raises(ValueError, match="has 300 ids, more than the vocabulary of 256.*--tokenizer=FILE"):
+        reads(small, tokenizer=str(folder.parent / "tokenizer.model"))
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -57,3 +57,7 @@ def test_idle_heads_keep_their_parameters():
     np.testing.assert_array_equal(rested["heads"]["w"], [[1, 1], [0, 0], [1, 1]])
     np.testing.assert_array_equal(rested["unembedding"]["w"], [[0, 0], [0, 0], [1, 1]])
     np.testing.assert_array_equal(rested["trunk"]["w"], updates["trunk"]["w"])
+    updates["heads"]["w"] = jnp.ones((2, 2))  # of a kind whose head 1 has no parameters
+    rested = rest_idle_heads(updates, axes, needed_N=jnp.asarray([True, False, True]),
+                             weighted_N=jnp.asarray([True, False, True]))
+    np.testing.assert_array_equal(rested["heads"]["w"], [[0, 0], [1, 1]])

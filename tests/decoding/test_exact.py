@@ -101,7 +101,7 @@ def test_greedy_is_exact_with_fewer_heads_than_the_model_has(x64, greedy_only):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["causal", "anticausal", "linear", "sequential"])
+@pytest.mark.parametrize("kind", ["causal", "anticausal", "linear", "sequential", "medusa"])
 def test_greedy_is_exact_for_trained_models_of_other_kinds(kind, x64, greedy_only):
     entry = trained_model(kind)
     trees = [] if kind == "sequential" else [{"tree": FLAT}, {"tree": BUSHY[4]}]

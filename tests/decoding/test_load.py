@@ -13,6 +13,7 @@ from mtp_jax.data.tokenizer import ByteTokenizer, build_tokenizer
 from mtp_jax.decoding import generate, load
 from mtp_jax.decoding.load import load_model
 from mtp_jax.decoding.model import DecodingModel
+from mtp_jax.decoding.weights import first_heads
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import HEAD_KINDS, HeadKind
 from tests.decoding.workdirs import write_workdir
@@ -61,6 +62,8 @@ def test_the_weights_are_those_of_the_heads_in_use(name, tmp_path, monkeypatch):
         model = load_model(folder, heads=k)
         want = DecodingModel.from_params(spec, params, heads=k, window=WINDOW)
         assert_same_weights(model.weights, want.weights)
+        every = DecodingModel.from_params(spec, params, window=WINDOW).weights
+        assert_same_weights(first_heads(spec.config, every, k), want.weights)
         assert (model.heads, model.window, model.step, model.source) == (k, WINDOW, 1, str(folder))
         rows = spec.config.num_heads if name == "anticausal" else k
         taken = read.pop().params

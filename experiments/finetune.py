@@ -14,6 +14,18 @@ otherwise, such as "('fresh',)" for a new head on the old trunk. An anticausal h
 what it says changes with their number at once; heads of the other kinds begin where they ended. The recipe is the
 paper's for CodeContests, in proportion: a sixth of the source's peak learning rate, half of its steps, clipping at 0.1.
 
+Heads for a model from elsewhere: a Llama of Hugging Face becomes a run's folder, and goes on from there.
+
+    python -m mtp_jax.convert --src=LLAMA --src_format=hf --dst=runs/llama --dst_format=workdir
+    python -m experiments.finetune --workdir=runs/llama4 --config.source_run=runs/llama --config.num_heads=4 \\
+        --config.data.source=files --config.data.path=FOLDER --config.train.trainable="('heads/*',)"
+
+Such a folder tells of no data and no recipe, so there is nothing to be in proportion to. It gets 1000 steps of 8 rows
+of at most 1024 tokens, 1e-4 as its peak learning rate, which is less than Llama's own, and clipping at 1. Its new heads
+start as copies of head 1, not fresh: a layer that already reads this trunk learns sooner where to look than a random
+one (kinds whose head 1 has no layer of its own get fresh ones). With train.trainable as above only the heads move,
+head 1 among them; without it everything does.
+
 Expected: of experiments.stories, which ends at 1.97 bits per held-out byte for head 1, one head is left at 1.91 after
 520 more steps, and with both heads (--config.num_heads=2) it is at 1.92. One run of each.
 """
@@ -22,7 +34,7 @@ import dataclasses
 import json
 
 from mtp_jax import presets, train
-from mtp_jax.config import Config, from_dict, to_config_dict
+from mtp_jax.config import Config, OptimizerConfig, TrainConfig, from_dict, to_config_dict
 
 KEPT = ("model", "compute", "objective", "data", "optimizer", "parallel")  # sections taken over from the source run
 
@@ -51,16 +63,23 @@ def get_config(source_run="", num_heads=1):
     source = from_dict({field.name: stored[field.name] for field in dataclasses.fields(Config) if field.name in stored})
     config = to_config_dict(Config(**{section: getattr(source, section) for section in KEPT}))
 
+    is_imported = stored.get("corpus_hash") == "" and (source.train, source.optimizer) == (TrainConfig(),
+                                                                                          OptimizerConfig())
     more_heads = num_heads - source.model.num_heads
     config.model.num_heads = num_heads
     # num_layers counts the heads' layers too, and the trunk is to stay as it is.
     config.model.num_layers += more_heads * layers_per_head(source.model.head_kind)
     config.init_from.path = source_run
     if more_heads > 0:
-        config.init_from.heads = (*range(1, source.model.num_heads + 1), *["fresh"] * more_heads)
+        new = 1 if is_imported and has_own_head_1(source.model.head_kind) else "fresh"
+        config.init_from.heads = (*range(1, source.model.num_heads + 1), *[new] * more_heads)
     if more_heads:
         config.objective.head_weights = ()
 
+    if is_imported:
+        config.data.batch_size, config.data.seq_len = 8, min(source.data.seq_len, 1024)
+        config.optimizer.learning_rate = 1e-4
+        return config
     recipe, before = presets.get_recipe("codecontests"), presets.get_recipe("code_7b_200b")
     config.optimizer.learning_rate *= recipe.learning_rate / before.learning_rate
     config.optimizer.decay_ratio = recipe.decay_ratio
@@ -78,6 +97,13 @@ def layers_per_head(head_kind):
     from mtp_jax.model import get_head_kind  # takes a second, which --help has no need of
 
     return get_head_kind(head_kind).layers_per_head
+
+
+def has_own_head_1(head_kind):
+    """Tells whether head 1 has parameters of its own, which further heads can start as."""
+    from mtp_jax.model import get_head_kind
+
+    return get_head_kind(head_kind).first_own == 1
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ import pytest
 
 from experiments import finetune
 from mtp_jax.checkpoints import load_params
+from mtp_jax.commands import read_config
 from mtp_jax.config import dumps, flatten, from_config_dict
+from mtp_jax.convert import hf
+from mtp_jax.convert.command import convert
 from mtp_jax.model import ModelSpec, num_trunk_layers
 from mtp_jax.training.prepare import prepare
 from mtp_jax.training.state import flatten_params
+from tests.convert.models import make_arrays, make_config, make_model, options
 from tests.training.small_runs import small, write_corpus
 
 
@@ -82,3 +86,38 @@ def test_the_first_step_starts_from_the_sources_parameters(tmp_path):
         new = after[path][:2] if path.startswith("heads/") else after[path]
         np.testing.assert_array_equal(new, leaf, err_msg=path)
     assert after["heads/mlp/gate"].shape[0] == num_heads
+
+
+@pytest.mark.parametrize("kind, num_heads, heads, layers", [
+    ("parallel", 4, (1, 1, 1, 1), 6), ("medusa", 3, (1, "fresh", "fresh"), 3), ("parallel", 1, (), 3)])
+def test_an_imported_model_gets_heads_and_a_recipe_of_its_own(kind, num_heads, heads, layers, tmp_path):
+    plain = make_config(num_heads=1, num_layers=3)
+    (tmp_path / "hf").mkdir()
+    hf.write(make_model(plain), tmp_path / "hf", options("run", tmp_path / "hf", "hf"))
+    convert(options(tmp_path / "hf", tmp_path / "llama", "workdir", src_format="hf", head_kind=kind))
+    config = from_config_dict(finetune.get_config(str(tmp_path / "llama"), num_heads))
+    config.validate()
+    assert config.init_from.heads == heads and (config.model.num_heads, config.model.num_layers) == (num_heads, layers)
+    assert (config.data.batch_size, config.data.seq_len, config.train.num_steps) == (8, 32, 1000)
+    assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (1e-4, 1.0)
+
+
+def test_heads_are_added_to_a_model_from_elsewhere(tmp_path):
+    """The README's example: only the heads train, and the new ones start as head 1."""
+    arrays = make_arrays(make_config(num_heads=1, num_layers=3))
+    (tmp_path / "hf").mkdir()
+    hf.write(make_model(make_config(num_heads=1, num_layers=3), arrays), tmp_path / "hf",
+             options("run", tmp_path / "hf", "hf"))
+    convert(options(tmp_path / "hf", tmp_path / "llama", "workdir", src_format="hf"))
+    (tmp_path / "corpus").mkdir()
+    settings = ["--config.data.source=files", f"--config.data.path={write_corpus(tmp_path / 'corpus')}",
+                "--config.train.trainable=('heads/*',)", "--config.train.num_steps=2",
+                "--config.optimizer.warmup_steps=1", "--config.logging.tensorboard=False",
+                "--config.optimizer.learning_rate=1e-7"]
+    config = read_config(lambda: finetune.get_config(str(tmp_path / "llama"), 2), settings)
+    assert prepare(config, tmp_path / "run").train() == 0
+    after = flatten_params(load_params(tmp_path / "run").params)
+    gate = np.asarray(after["heads/mlp/gate"])
+    assert gate.shape[0] == 2 and not np.array_equal(gate[0], gate[1])  # they have trained, each on its own target
+    np.testing.assert_allclose(gate, np.repeat(arrays["heads/mlp/gate"], 2, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(after["trunk/mlp/gate"], arrays["trunk/mlp/gate"])

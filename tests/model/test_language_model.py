@@ -132,9 +132,10 @@ EXECUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", EXECUTIONS)
-def test_execution_changes_no_result(name, x64):
-    config = make_config()
+@pytest.mark.parametrize("name, kind", [*((name, "parallel") for name in EXECUTIONS),
+                                        ("idle heads skipped", "sequential")])
+def test_execution_changes_no_result(name, kind, x64):
+    config = make_config(**FORMS[kind])
     params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE)
     got = gradient_function(config, EXECUTIONS[name], chunks=2)(params, batch, scale_N)
     assert_trees_close(got, gradient_function(config)(params, batch, scale_N), STRICT)

@@ -239,10 +239,13 @@ def _free_bytes(directory: epath.Path) -> int | None:
 
 
 def _save_args(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns how each leaf is cut into pieces: the parameters of each head apart, so that some can be read alone."""
+    """Returns how each leaf is cut into pieces: the parameters of each head apart, so that some can be read alone, and
+    the entries of a `LazyLeaf` that are written one at a time, for each would be put into the whole array otherwise."""
     import orbax.checkpoint as ocp
 
     def apart(path: str, leaf: Any) -> bool:
+        if getattr(leaf, "stacked", False):
+            return True
         return path.startswith(structure.PARAMS) and structure.has_head_axis(path.removeprefix(structure.PARAMS), leaf)
 
     return structure.nest({path: ocp.SaveArgs(shard_axes=(0,) if apart(path, leaf) else ())

@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+from jax import export
 
 from mtp_jax.checkpoints import structure
 from mtp_jax.config import ConvertConfig
@@ -186,6 +188,10 @@ def test_manifest(tmp_path, greedy_only):
     for file, facts in manifest["files"].items():
         assert hashlib.sha256((tmp_path / "x" / file).read_bytes()).hexdigest() == facts["sha256"]
     assert sorted(manifest["files"]) == ["decode.bin", "load.py", "params.safetensors", "prefill.bin"]
+    for facts in manifest["functions"].values():  # nothing that only one platform or version of a library runs
+        program = export.deserialize(bytearray((tmp_path / "x" / facts["file"]).read_bytes()))
+        assert program.platforms == ("cpu", "cuda", "tpu") and not program.disabled_safety_checks
+        assert set(re.findall(r"custom_call @(\w+)", program.mlir_module())) == {"shape_assertion"}
     module = loader(tmp_path / "x")
     model = module.Model(tmp_path / "x")
     assert model.params["embedding"].shape == (259, 16)  # without padding

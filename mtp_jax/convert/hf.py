@@ -28,11 +28,11 @@ from absl import logging
 
 from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice, from_dict
-from mtp_jax.convert import head_one, hf_card, hf_config, tokenizer_files
+from mtp_jax.convert import head_one, hf_card, hf_config, hf_mtp, tokenizer_files
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_file, open_folder
 from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, reader, stream
-from mtp_jax.convert.transforms import Copy, Folded, Linear, Vocabulary
+from mtp_jax.convert.transforms import Folded, Linear, Vocabulary
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import get_head_kind
 
@@ -61,11 +61,7 @@ def heads_table(config: ModelConfig) -> list[Entry]:
             lines += [Entry(f"{prefix}layers.{j}.weight", "heads/kernel", (row, j), Linear())
                       for j in range(config.medusa_layers)]
         elif kind == "sequential":
-            lines += [Entry(prefix + "enorm.weight", "heads/embedding_norm/scale", (row,), Copy()),
-                      Entry(prefix + "hnorm.weight", "heads/state_norm/scale", (row,), Copy()),
-                      Entry(prefix + "eh_proj.weight", "heads/projection", (row,), Linear()),
-                      *block_entries(config, LLAMA, prefix=prefix, path="heads/block", index=row),
-                      Entry(prefix + "shared_head.norm.weight", "heads/norm/scale", (row,), Copy())]
+            lines += hf_mtp.module(config, prefix, row)
         elif kind != "anticausal":
             lines += block_entries(config, LLAMA, prefix=prefix, path="heads", index=row)
         if config.unembedding == "replicated":

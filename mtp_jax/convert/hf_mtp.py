@@ -45,12 +45,25 @@ def table(config: ModelConfig) -> list[Entry]:
     lines = head_one.entries(config, LLAMA, embedding="model.embed_tokens.weight", layer="model.layers.{}.",
                              norm="model.norm.weight", unembedding="lm_head.weight")
     for row in range(config.num_heads - 1):
-        prefix = "mtp." if is_mellum(config) else f"model.layers.{len(head_one.layers(config)) + row}."
-        lines += [Entry(prefix + (mellum if is_mellum(config) else deepseek), f"heads/{ours}", (row,), transform)
-                  for ours, deepseek, mellum, transform in _OWN]
-        lines += block_entries(config, LLAMA, prefix=prefix + "layers.0." * is_mellum(config), path="heads/block",
-                               index=row)
+        if is_mellum(config):
+            lines += module(config, "mtp.", row, block="mtp.layers.0.", names=2)
+        else:
+            lines += module(config, f"model.layers.{len(head_one.layers(config)) + row}.", row)
     return lines
+
+
+def module(config: ModelConfig, prefix: str, row: int, *, block: str = "", names: int = 1) -> list[Entry]:
+    """Returns the lines of one module.
+
+    Args:
+      config: the model's shape.
+      prefix: of its tensors.
+      row: of our stack, 0 for head 2.
+      block: prefix of those of its layer; empty: the same.
+      names: column of `_OWN`, 1 for DeepSeek's.
+    """
+    return [*(Entry(prefix + str(line[names]), f"heads/{line[0]}", (row,), line[3]) for line in _OWN),
+            *block_entries(config, LLAMA, prefix=block or prefix, path="heads/block", index=row)]
 
 
 def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +130,13 @@ def test_refusals(tmp_path):
     arrays["trunk/mlp/up"][1, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"trunk/mlp/up\[1\] holds 1 numbers that are NaN"):
         written(tmp_path / "d", make_model(config, arrays))
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    """The message says how to get it."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r'needs the package gguf: pip install "mtp_jax\[gguf\]"'):
+        written(tmp_path / "x", make_model(make_config()))
 
 
 def test_bytes(tmp_path):

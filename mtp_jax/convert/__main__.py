@@ -19,7 +19,10 @@ def main() -> NoReturn:
     own = commands.define_flags(ConvertConfig)
 
     def run() -> int:
-        from mtp_jax.checkpoints import CheckpointError  # from here on the imports that take seconds
+        from mtp_jax.parallel import host_memory  # from here on the imports that take seconds
+
+        host_memory.give_back_freed_memory()
+        from mtp_jax.checkpoints import CheckpointError
         from mtp_jax.convert import command
 
         try:

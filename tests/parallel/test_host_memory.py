@@ -46,6 +46,31 @@ def test_a_step_finds_the_pages_of_the_one_before():
     assert faults("default") > 100_000  # 4 steps of 65,536 pages: what the function is there to avoid
 
 
+KEPT = """
+import pathlib, sys
+import numpy as np
+
+if sys.argv[1] == "give back":
+    from mtp_jax.parallel.host_memory import give_back_freed_memory
+    assert give_back_freed_memory()
+del (large := [np.ones(2**24, np.uint8)])[:]  # from here on glibc pools what is smaller
+pieces = [np.ones(2**23, np.uint8) for _ in range(32)]
+del pieces[:-1]  # the last one, at the end of the pool, is still there
+print(next(int(line.split()[1]) for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+           if line.startswith("VmRSS")) // 1024)
+"""
+
+
+def kept(mode):
+    done = subprocess.run([sys.executable, "-c", KEPT, mode], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc only")
+def test_an_array_that_is_freed_is_given_back():
+    assert kept("default") - kept("give back") > 200  # MiB, of the 248 that were freed
+
+
 @pytest.mark.parametrize("platforms, cpu", [("cpu", True), ("cpu,cuda", True), ("cuda,cpu", False), ("tpu", False)])
 def test_the_platform_is_foreseen(platforms, cpu, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)

@@ -100,7 +100,7 @@ def test_norms_that_differ_are_refused(whole, tmp_path):
     ({"model_type": "llama"}, "model_type is 'llama'.*--src_format=hf"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "scales its rotary angles by 'yarn'"),
-    ({"hidden_size": None}, "lacks or misstates"),
+    ({"hidden_size": None}, "hidden_size=null must be|lacks or misstates"),
     ({"prediction_heads": 4}, "lacks model.mtp_norms.3.*model.mtp_heads.2"),
     ({"num_key_value_heads": 3}, "not divisible"),
     ({"prediction_heads": 2}, "holds model.mtp_norms.2.*model.mtp_heads.1.*no place for"),

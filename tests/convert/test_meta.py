@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.convert import command, meta
-from mtp_jax.convert.pth import open_pth
+from mtp_jax.convert.pth import PthWriter, open_pth
 from mtp_jax.convert.safetensors_file import open_file
 from mtp_jax.convert.transforms import Linear
 from mtp_jax.data.tokenizer import ByteTokenizer
@@ -166,18 +166,30 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"multiple_of": 64}, r"w1.weight has the shape \[24, 16\].*multiple_of=64.* make it \[64, 16\]"),
-    ({"dim": 24}, "w1.weight has the shape"), ({"n_layers": 5}, "lacks layers.3.*Its config"),
+    ({"multiple_of": 64}, r"layers.0.feed_forward.w1.weight has .*24.*multiple_of=64.* make it .*64"),
+    ({"dim": 24}, "w1.weight has .*dim=24"), ({"n_layers": 5}, "lacks layers.3.*Its config"),
     ({"n_future_tokens": 3, "n_layers": 5}, "lacks extra_heads.1.attention.*"),
     ({"n_future_tokens": 1, "n_layers": 3}, "holds extra_heads.0.*no place for"),
     ({"n_kv_heads": 4}, r"wk.weight has the shape \[8, 16\], and its config makes it \[16, 16\]"),
-    ({"n_heads": None}, "lacks or misstates a field"), ({"use_scaled_rope": True}, "use_scaled_rope.*src_format=hf"),
+    ({"n_heads": None}, "n_heads=null must be|lacks or misstates a field"),
+    ({"use_scaled_rope": True}, "use_scaled_rope.*src_format=hf"),
     ({"n_kv_heads": 3}, "not divisible"), ({"vocab_size": 300}, r"tok_embeddings.weight has the shape \[259, 16\]")])
 def test_params_that_do_not_fit_the_tensors(whole, tmp_path, fields, message):
     folder = shutil.copytree(whole, tmp_path / "copy")
     known = json.loads((folder / meta.PARAMS).read_text())
     (folder / meta.PARAMS).write_text(json.dumps({**known, **fields}))
     with pytest.raises(ValueError, match=message):
+        reads(folder)
+
+
+def test_a_tensor_of_another_name(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    (folder / meta.SAFETENSORS).unlink()
+    tensors, _ = contents(folder)
+    with PthWriter(folder / meta.PTH) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name.replace("extra_heads.0.attention.wq", "extra_heads.0.attention.wqq"), tensor)
+    with pytest.raises(ValueError, match="lacks extra_heads.0.attention.wq.weight. Did you .*attention.wqq.weight"):
         reads(folder)
 
 

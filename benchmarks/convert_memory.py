@@ -29,8 +29,8 @@ TINY = 64  # D of the model that is compared with
 CASES = (("workdir", "hf"), ("hf", "workdir"))
 
 
-def make(folder: pathlib.Path, d_model: int, num_layers: int) -> None:
-    """Writes a workdir with random parameters, array by array."""
+def make(folder: pathlib.Path, d_model: int, num_layers: int) -> dict[str, int]:
+    """Writes a workdir with random parameters, array by array; returns the bytes of all and of the largest."""
     import numpy as np
 
     from mtp_jax.checkpoints.structure import Leaf, flatten
@@ -51,14 +51,6 @@ def make(folder: pathlib.Path, d_model: int, num_layers: int) -> None:
     folder.mkdir(parents=True)
     workdir.write(Model(config, leaves, read, 256, ByteTokenizer()), folder,
                   ConvertConfig(src="made", dst=str(folder), dst_format="workdir"))
-
-
-def sizes(folder: pathlib.Path) -> dict[str, int]:
-    """Returns the bytes of a workdir's parameters, all and of the largest."""
-    from mtp_jax.config import ConvertConfig
-    from mtp_jax.convert import workdir
-
-    leaves = workdir.read(folder, ConvertConfig(src=str(folder), dst="none")).leaves
     found = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values()]
     return {"bytes": sum(found), "largest": max(found)}
 
@@ -81,12 +73,19 @@ def main() -> None:
     parser.add_argument("--d_model", type=int, default=1024)
     parser.add_argument("--num_layers", type=int, default=8)
     parser.add_argument("--directory", default=None, help="Where the models are written; default: the system's.")
+    parser.add_argument("--make", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.make:
+        print(json.dumps(make(pathlib.Path(arguments.make), arguments.d_model, arguments.num_layers)))
+        return
     base = pathlib.Path(tempfile.mkdtemp(prefix="convert_memory-", dir=arguments.directory))
     try:
         for name, d_model in (("tiny", TINY), ("large", arguments.d_model)):
-            make(base / name / "0", d_model, arguments.num_layers)
-        facts = sizes(base / "large" / "0")
+            # In a process of its own: a child's peak begins with the size of the process that started it.
+            made = subprocess.run([sys.executable, "-m", "benchmarks.convert_memory", f"--make={base / name / '0'}",
+                                   f"--d_model={d_model}", f"--num_layers={arguments.num_layers}"], cwd=ROOT, text=True,
+                                  stdout=subprocess.PIPE, check=True)
+            facts = json.loads(made.stdout.splitlines()[-1])
         for number, (src_format, dst_format) in enumerate(CASES):
             (_, tiny), (seconds, peak) = (convert(base / name / str(number), base / name / str(number + 1), src_format,
                                                   dst_format) for name in ("tiny", "large"))

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mtp_jax.convert import hf, rope
+from mtp_jax.convert import hf
 from mtp_jax.convert.command import convert
 from mtp_jax.convert.safetensors_file import Info, SafetensorsWriter, open_folder
 from tests.convert.models import make_arrays, make_config, make_model, make_workdir, options
@@ -184,9 +184,3 @@ def test_nothing_is_left_where_it_fails(tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     convert(options(run, out, "hf", heads=1, overwrite=True))
     assert not (out / "mine.txt").exists() and (out / "config.json").exists()
-
-
-def test_a_format_that_cannot_scale_its_angles_says_so():
-    rope.check_unscaled(make_config(), "gguf")
-    with pytest.raises(ValueError, match="--dst_format=gguf cannot hold rotary angles scaled by 'linear'"):
-        rope.check_unscaled(make_config(rope_scaling="linear", rope_factor=2.0), "gguf")

@@ -43,7 +43,8 @@ class Model:
         out = self.functions["prefill"](tokens, lengths)
         room = [(0, 0), (0, 0), (0, -(-(count + block) // 64) * 64), (0, 0)]
         out["cache"] = {name: jax.numpy.pad(x, room) if x.ndim == 4 else x for name, x in out["cache"].items()}
-        line, kept, rows = np.array(out["next"])[:, None], np.zeros(len(prompts), int), [[] for _ in prompts]
+        line, kept = np.array(out["next"])[:, None], np.zeros(len(prompts), int)
+        rows: list[list[int]] = [[] for _ in prompts]
         while True:
             for row, new, drafts in zip(rows, line.tolist(), kept):
                 row += new[:drafts + 1]

@@ -194,7 +194,7 @@ def _tokenizer(config: Config, given: str | Tokenizer | None, wanted: str | None
 
 
 def _wanted(spec: ModelSpec, rows: int, layout: Layout | None) -> dict[str, Any]:
-    """Returns shapes, dtypes and shardings of the parameters, those with one entry a head cut to the first `rows` heads.
+    """Returns shapes, dtypes and shardings of the parameters, those with an entry a head cut to the first `rows` heads.
 
     Decoding runs heads one after the other, so the axis of heads is not split, whatever the rules say of training.
     """

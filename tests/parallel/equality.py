@@ -31,8 +31,8 @@ def config_of(kind, heads, mesh, **compute):
     variant = VARIANTS[((KINDS + OWN_FROM_2).index(kind) + HEADS.index(heads)) % len(VARIANTS)]
     config = configs.from_dict({
         "model": dict(num_heads=heads, num_layers=2 + get_head_kind(kind).layers_per_head * heads, d_model=16,
-                      head_kind=kind, num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB, vocab_multiple=16, init_std=0.3,
-                      param_dtype="float64", dtype="float64", **variant),
+                      head_kind=kind, num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB,
+                      vocab_multiple=16, init_std=0.3, param_dtype="float64", dtype="float64", **variant),
         # Logits of 2 positions of 16 rows: the loss of every mesh has several chunks, some of them padded.
         "compute": dict(scan_layers=True, logits_bytes=3 * 4 * 32, **compute),
         "data": dict(batch_size=B, seq_len=L),

@@ -12,14 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig
 from mtp_jax.convert import head_one, hf_config, rope, tokenizer_files
+from mtp_jax.convert.fields import count, number, switch
 from mtp_jax.convert.meta import check_tokenizer, first_heads, is_further
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
-from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, reader, stream
-from mtp_jax.model import ModelSpec, num_trunk_layers
+from mtp_jax.convert.table import (
+    LLAMA,
+    Entry,
+    block_entries,
+    check_covered,
+    infos,
+    leaves_of,
+    reader,
+    stored_dtype,
+    stream,
+)
+from mtp_jax.model import num_trunk_layers
 
 HEAD_KINDS = ("parallel",)
 CONFIG, MODEL_TYPE = "config.json", "mtp_llama"
@@ -106,8 +116,8 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     """
     fields, tensors = _fields(path / CONFIG), open_folder(path)
     config = _config(path / CONFIG, fields, tensors, options)
-    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
-              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    window = count(fields, "max_position_embeddings", str(path / CONFIG), optional=True) or 2048
+    leaves = leaves_of(config, tensors)
     read_leaf = reader(leaves, table(config), tensors)
     first = tensors.read(NORM.format(0))
     for k in range(1, config.num_heads):
@@ -118,8 +128,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     tokenizer, files = tokenizer_files.read(path, options.tokenizer)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, path)
-    return Model(config, leaves, read_leaf, int(fields.get("max_position_embeddings") or 2048), tokenizer,
-                 files, {"source": str(path)})
+    return Model(config, leaves, read_leaf, window, tokenizer, files, {"source": str(path)})
 
 
 def _fields(path: pathlib.Path) -> dict[str, Any]:
@@ -142,27 +151,26 @@ def _config(path: pathlib.Path, fields: dict[str, Any], tensors: Tensors, option
     Raises:
       ValueError: a field is missing, or asks for what there is not here.
     """
+    place = str(path)
     for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if fields.get(name, only) != only:
             raise ValueError(f"{path}: {name} is {fields[name]!r}, and models here have {only!r} alone.")
     if options.head_kind != "parallel":
         raise ValueError(f"--head_kind={options.head_kind}: the heads of this format are parallel; leave it out.")
-    stored = {str(info.dtype) for info in tensors.infos.values()}
-    dtype = stored.pop() if len(stored) == 1 and stored <= {"float64", "float32", "bfloat16"} else "float32"
+    dtype = stored_dtype(tensors)
+    heads, layers, d_model, attention_heads, d_ff, vocabulary = (count(fields, name, place) for name in (
+        "prediction_heads", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+        "vocab_size"))
+    config = ModelConfig(
+        num_heads=heads, num_layers=layers + heads - 1, d_model=d_model, num_attention_heads=attention_heads,
+        num_kv_heads=count(fields, "num_key_value_heads", place, optional=True),
+        head_dim=count(fields, "head_dim", place, optional=True), d_ff=d_ff, vocab_size=vocabulary,
+        tie_embedding=switch(fields, "tie_word_embeddings", place),
+        norm_eps=number(fields, "rms_norm_eps", place, default=1e-6),
+        init_std=number(fields, "initializer_range", place, default=0.02), param_dtype=dtype, dtype=dtype,
+        **rope.from_fields(fields, place))
     try:
-        heads = int(fields["prediction_heads"])
-        config = ModelConfig(
-            num_heads=heads, num_layers=int(fields["num_hidden_layers"]) + heads - 1,
-            d_model=int(fields["hidden_size"]), num_attention_heads=int(fields["num_attention_heads"]),
-            num_kv_heads=fields.get("num_key_value_heads"), head_dim=fields.get("head_dim"),
-            d_ff=int(fields["intermediate_size"]), vocab_size=int(fields["vocab_size"]),
-            tie_embedding=bool(fields.get("tie_word_embeddings", False)),
-            norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            init_std=fields.get("initializer_range", 0.02), param_dtype=dtype, dtype=dtype,
-            **rope.from_fields(fields, str(path)))
         config.validate()
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks or misstates a field ({error}): copy it again.") from error
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise ValueError(f"{path} tells of a model that cannot be: {error}") from error
     return config

@@ -23,17 +23,24 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice, from_dict
 from mtp_jax.convert import head_one, hf_card, hf_config, hf_mtp, tokenizer_files
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_file, open_folder
-from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, reader, stream
+from mtp_jax.convert.table import (
+    LLAMA,
+    Entry,
+    block_entries,
+    check_covered,
+    infos,
+    leaves_of,
+    reader,
+    stored_dtype,
+    stream,
+)
 from mtp_jax.convert.transforms import Folded, Linear, Vocabulary
-from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import get_head_kind
 
 HEAD_KINDS = head_one.HEAD_KINDS
@@ -115,17 +122,17 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     """
     fields, place = hf_config.read_fields(path), str(path / hf_config.CONFIG)
     tensors = open_folder(path)
-    dtype = stored_dtype(tensors)
+    dtype = stored_dtype(tensors, lambda name: name.endswith("inv_freq"))
     facts = _read_facts(path)
     check_choice("--head_kind", options.head_kind, hf_config.PLAIN_KINDS)
     config, window = hf_config.from_fields(fields, place, head_kind=options.head_kind, dtype=dtype)
-    entries = table(config)
     if facts:
         config = _with_heads(config, facts, path)
         tensors = _joined(tensors, open_file(path / HEADS))
-        entries = [entry for entry in table(config) if not isinstance(entry.transform, Folded)] + heads_table(config)
-    shapes = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
-              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    shapes = leaves_of(config, tensors)
+    entries = table(config)
+    if facts:
+        entries = [entry for entry in entries if not isinstance(entry.transform, Folded)] + heads_table(config)
     needless = {_HEAD} - {entry.name for entry in entries}  # tied, or multiplied by a linear head
 
     def ignored(name: str) -> bool:
@@ -164,21 +171,6 @@ def _is_left_out(config: ModelConfig, heads: int, path: str, index: Index) -> bo
     kept = heads - get_head_kind(config.head_kind).first_own + 1
     rows = {"unembedding/kernel": heads}.get(path, kept if path.startswith("heads/") else None)
     return rows is not None and bool(index) and index[0] >= rows
-
-
-def stored_dtype(tensors: Tensors) -> str:
-    """Returns the dtype to keep a model in: that of its tensors, or one that holds all of theirs."""
-    found = {str(info.dtype) for name, info in tensors.infos.items() if not name.endswith("inv_freq")}
-    if found in ({"float32"}, {"bfloat16"}, {"float64"}):
-        return found.pop()
-    if not found <= {"float16", "bfloat16", "float32", "float64"}:
-        name, info = next((name, info) for name, info in tensors.infos.items() if not str(info.dtype).endswith(
-            ("float16", "float32", "float64")))
-        raise ValueError(f"{tensors.place}: {name} is of {info.dtype}, and only plain numbers can be read (float64, "
-                         "float32, bfloat16, float16).")
-    wide = "float64" if "float64" in found else "float32"
-    logging.info("Numbers of %s become %s.", ", ".join(sorted(found)), wide)
-    return wide
 
 
 def _read_facts(path: pathlib.Path) -> dict[str, Any]:

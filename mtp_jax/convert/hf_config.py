@@ -9,6 +9,7 @@ from typing import Any
 
 from mtp_jax.config import ModelConfig, nearest
 from mtp_jax.convert import head_one, rope
+from mtp_jax.convert.fields import count, number, read_object
 from mtp_jax.convert.model import Model
 
 CONFIG = "config.json"
@@ -94,13 +95,7 @@ def read_fields(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise ValueError(f"{folder} has no {CONFIG}: name the folder of a checkpoint of Hugging Face.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} is damaged (it is no JSON object): copy it again.")
-    return fields
+    return read_object(path)
 
 
 def from_fields(fields: Mapping[str, Any], place: str, *, head_kind: str, dtype: str) -> tuple[ModelConfig, int]:
@@ -125,19 +120,19 @@ def from_fields(fields: Mapping[str, Any], place: str, *, head_kind: str, dtype:
     kinds = set(given.get("layer_types") or ()) - {"full_attention"}
     if kinds:
         raise ValueError(f"{place}: layer_types has {', '.join(sorted(kinds))}, and only full_attention can be read.")
-    sizes = {ours: _count(given, name, place) for name, ours in _SIZES.items()}
+    sizes = {ours: count(given, name, place) for name, ours in _SIZES.items()}
     config = ModelConfig(
-        num_heads=1, num_layers=_count(given, "num_hidden_layers", place), head_kind=head_kind,
-        num_kv_heads=_count(given, "num_key_value_heads", place, optional=True),
-        head_dim=_count(given, "head_dim", place, optional=True),
+        num_heads=1, num_layers=count(given, "num_hidden_layers", place), head_kind=head_kind,
+        num_kv_heads=count(given, "num_key_value_heads", place, optional=True),
+        head_dim=count(given, "head_dim", place, optional=True),
         qk_norm=given["model_type"] == "qwen3", tie_embedding=bool(given["tie_word_embeddings"]),
-        norm_eps=_number(given, "rms_norm_eps", place), init_std=_number(given, "initializer_range", place),
+        norm_eps=number(given, "rms_norm_eps", place), init_std=number(given, "initializer_range", place),
         param_dtype=dtype, dtype=dtype, **sizes, **rope.from_fields(fields, place))
     try:
         config.validate()
     except ValueError as error:
         raise ValueError(f"{place} tells of a model that cannot be: {error}") from error
-    return config, _count(given, "max_position_embeddings", place)
+    return config, count(given, "max_position_embeddings", place)
 
 
 def _defaults(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -155,22 +150,3 @@ def _defaults(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
         raise ValueError(f"{place} is of the architecture {name!r}, and those that can be read are "
                          f"{', '.join(ARCHITECTURES)}.{hint}")
     return ARCHITECTURES[name]
-
-
-def _count(fields: Mapping[str, Any], name: str, place: str, *, optional: bool = False) -> Any:
-    """Returns a field that must be a whole number above 0, or null where it is optional."""
-    value = fields.get(name)
-    if optional and value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{place}: {name}={json.dumps(value)} must be a whole number above 0"
-                         + ("." if name in fields else f", and it is missing.{nearest(name, fields)}"))
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str, place: str) -> float:
-    """Returns a field that must be a number above 0."""
-    value = fields[name]
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"{place}: {name}={json.dumps(value)} must be a number above 0.")
-    return float(value)

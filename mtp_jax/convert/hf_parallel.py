@@ -10,11 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
-from mtp_jax.convert import hf, hf_card, hf_config, tokenizer_files
+from mtp_jax.convert import hf_card, hf_config, tokenizer_files
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, open_folder
 from mtp_jax.convert.table import (
@@ -24,12 +21,14 @@ from mtp_jax.convert.table import (
     check_covered,
     embedding_entry,
     infos,
+    leaves_of,
     reader,
+    stored_dtype,
     stream,
     unembedding_entry,
 )
 from mtp_jax.convert.transforms import Linear
-from mtp_jax.model import ModelSpec, num_trunk_layers
+from mtp_jax.model import num_trunk_layers
 from mtp_jax.model.heads import get_head_kind
 
 HEAD_KINDS = ("parallel", "causal", "anticausal", "linear", "medusa")
@@ -135,9 +134,8 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     """
     fields = hf_config.read_fields(path)
     tensors = open_folder(path)
-    config, window = from_fields(fields, str(path / hf_config.CONFIG), dtype=hf.stored_dtype(tensors))
-    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
-              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    config, window = from_fields(fields, str(path / hf_config.CONFIG), dtype=stored_dtype(tensors))
+    leaves = leaves_of(config, tensors)
     tokenizer, files = tokenizer_files.read(path, options.tokenizer)
     if tokenizer is not None and tokenizer.vocab_size > (config.vocab_size or 0):
         raise ValueError(f"{options.tokenizer or path} has a tokenizer of {tokenizer.vocab_size} ids, and the model "

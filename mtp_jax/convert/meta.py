@@ -13,17 +13,26 @@ import math
 import pathlib
 from typing import Any
 
-import numpy as np
-
-from mtp_jax.checkpoints.structure import Leaf, flatten
-from mtp_jax.config import ConvertConfig, ModelConfig
+from mtp_jax.config import ConvertConfig, ModelConfig, nearest
 from mtp_jax.convert import head_one, tokenizer_files
+from mtp_jax.convert.fields import count, number, read_object
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.pth import PthWriter, open_pth
 from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_file
-from mtp_jax.convert.table import META, Entry, block_entries, check_covered, embedding_entry, infos, reader, stream
+from mtp_jax.convert.table import (
+    META,
+    Entry,
+    block_entries,
+    check_covered,
+    embedding_entry,
+    infos,
+    leaves_of,
+    reader,
+    stored_dtype,
+    stream,
+)
 from mtp_jax.data.tokenizer import Tokenizer
-from mtp_jax.model import ModelSpec, num_trunk_layers
+from mtp_jax.model import num_trunk_layers
 
 HEAD_KINDS = ("parallel",)
 PLAIN_KINDS = ("parallel", "causal", "anticausal", "sequential", "medusa")  # what a model with one head may become
@@ -111,8 +120,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     config = _config(path / PARAMS, tensors, options)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, path)
-    leaves = {name: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
-              for name, leaf in flatten(ModelSpec.create(config).shapes).items()}
+    leaves = leaves_of(config, tensors)
     read_leaf = reader(leaves, table(config), tensors, ignored=lambda name: name == IGNORED)
     return Model(config, leaves, read_leaf, int(tensors.metadata.get("window", WINDOW)), tokenizer, files,
                  {"source": str(path)})
@@ -155,35 +163,31 @@ def _config(path: pathlib.Path, tensors: Tensors, options: ConvertConfig) -> Mod
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist: it says the model's shape, so copy it beside the tensors.")
-    try:
-        facts = dict(json.loads(path.read_text()))
-        dim, layers, heads = (int(facts[name]) for name in ("dim", "n_layers", "n_heads"))
-        future = int(facts.get("n_future_tokens") or 1)
-        multiple, multiplier = int(facts.get("multiple_of") or 256), facts.get("ffn_dim_multiplier")
-        kv_heads, eps = int(facts.get("n_kv_heads") or heads), float(facts.get("norm_eps", 1e-5))
-        theta = float(facts.get("rope_theta") or 10_000.0)
-        vocabulary = int(facts.get("vocab_size", -1))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} lacks or misstates a field ({error}): copy it again.") from error
+    facts, place = read_object(path), str(path)
+    dim, layers, heads = (count(facts, name, place) for name in ("dim", "n_layers", "n_heads"))
+    future = count(facts, "n_future_tokens", place, optional=True) or 1
+    multiple = count(facts, "multiple_of", place, optional=True) or 256
+    multiplier = number(facts, "ffn_dim_multiplier", place, default=1.0)
+    kv_heads = count(facts, "n_kv_heads", place, optional=True) or heads
+    eps, theta = number(facts, "norm_eps", place, default=1e-5), number(facts, "rope_theta", place, default=10_000.0)
+    vocabulary = None if facts.get("vocab_size") == -1 else count(facts, "vocab_size", place, optional=True)
     if facts.get("use_scaled_rope"):
         raise ValueError(f"{path}: use_scaled_rope is a rope scaling that this format is not read with: convert the "
                          "model's Hugging Face form, --src_format=hf.")
-    if "tok_embeddings.weight" in tensors.infos and vocabulary < 0:  # Llama 2 leaves it to the tokenizer
-        vocabulary = tensors.infos["tok_embeddings.weight"].shape[0]
-    width = int(2 * 4 * dim / 3)
-    width = multiple * -(-(width if multiplier is None else int(multiplier * width)) // multiple)
-    found = tensors.infos.get("layers.0.feed_forward.w1.weight")
-    if found is not None and found.shape != (width, dim):
-        raise ValueError(f"{tensors.place}: layers.0.feed_forward.w1.weight has the shape {list(found.shape)}, and dim="
-                         f"{dim}, multiple_of={multiple}, ffn_dim_multiplier={multiplier} of {path} make it "
-                         f"{[width, dim]}: correct {PARAMS}.")
+    if vocabulary is None:  # Llama 2 leaves it to the tokenizer
+        vocabulary = _rows(tensors, "tok_embeddings.weight")
+    width = multiple * -(-int(multiplier * int(2 * 4 * dim / 3)) // multiple)
+    rows = _rows(tensors, "layers.0.feed_forward.w1.weight")
+    if rows != width:
+        raise ValueError(f"{tensors.place}: layers.0.feed_forward.w1.weight has {rows} rows, and dim={dim}, "
+                         f"multiple_of={multiple}, ffn_dim_multiplier={multiplier} of {path} make it {width}: "
+                         f"correct {PARAMS}.")
     kind = options.head_kind if future == 1 else "parallel"
     if kind not in PLAIN_KINDS or options.head_kind not in ("parallel", kind):
         raise ValueError(f"--head_kind={options.head_kind} cannot be had of {path.parent}, which has {future} "
                          f"{'parallel heads' if future > 1 else 'head'}: choose "
                          f"{'parallel' if future > 1 else ', '.join(PLAIN_KINDS)}.")
-    stored = {str(info.dtype) for name, info in tensors.infos.items() if name != IGNORED}
-    dtype = stored.pop() if len(stored) == 1 and stored <= {"float64", "float32", "bfloat16"} else "float32"
+    dtype = stored_dtype(tensors, lambda name: name == IGNORED)
     try:
         config = ModelConfig(num_heads=future, num_layers=layers, d_model=dim, num_attention_heads=heads,
                              num_kv_heads=kv_heads, d_ff=width, head_kind=kind, vocab_size=vocabulary, norm_eps=eps,
@@ -192,3 +196,12 @@ def _config(path: pathlib.Path, tensors: Tensors, options: ConvertConfig) -> Mod
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return config
+
+
+def _rows(tensors: Tensors, name: str) -> int:
+    """Returns the number of rows of a matrix that has to be there."""
+    found = tensors.infos.get(name)
+    if found is None or len(found.shape) != 2:
+        raise ValueError(f"{tensors.place} has no matrix {name}.{nearest(name, tensors.infos)} Convert a whole "
+                         "checkpoint.")
+    return found.shape[0]

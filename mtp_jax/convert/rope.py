@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtp_jax.config import ModelConfig, nearest
+from mtp_jax.convert.fields import number
 
 # Their names of the numbers of a scaling -> ours.
 _NUMBERS = {
@@ -46,22 +47,14 @@ def from_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
                          "be read.")
     kind = found.get("rope_type", found.get("type")) or "default"
     kind = "none" if kind == "default" else kind
-    if kind not in _NUMBERS:
+    if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ValueError(f"{place} scales its rotary angles by {kind!r}, which is not known here: what can be read is "
                          f"default, linear and llama3.{nearest(str(kind), _NUMBERS)}")
-    lacking = [name for name in _NUMBERS[kind] if not isinstance(found.get(name), (int, float))]
+    lacking = [name for name in _NUMBERS[kind] if found.get(name) is None]
     if lacking:
         raise ValueError(f"{place}: the scaling {kind!r} of its rotary angles has {found}, which lacks "
                          f"{', '.join(lacking)}: restore the file.")
-    theta = found.get("rope_theta", fields.get("rope_theta"))
-    numbers = {ours: found[theirs] for theirs, ours in _NUMBERS[kind].items()}
-    return {"rope_theta": 10_000.0 if theta is None else float(theta), "rope_scaling": kind,
-            **{ours: int(value) if ours == "rope_original_window" else float(value)
-               for ours, value in numbers.items()}}
-
-
-def check_unscaled(config: ModelConfig, dst_format: str) -> None:
-    """Raises ValueError for a model whose rotary angles are scaled, in a format that cannot say so."""
-    if config.rope_scaling != "none":
-        raise ValueError(f"--dst_format={dst_format} cannot hold rotary angles scaled by {config.rope_scaling!r} "
-                         "(model.rope_scaling): choose hf.")
+    theta = number(found if "rope_theta" in found else fields, "rope_theta", place, default=10_000.0)
+    numbers = {ours: number(found, theirs, place) for theirs, ours in _NUMBERS[kind].items()}
+    return {"rope_theta": theta, "rope_scaling": kind,
+            **{ours: int(value) if ours == "rope_original_window" else value for ours, value in numbers.items()}}

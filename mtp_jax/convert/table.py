@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 
-from mtp_jax.checkpoints.structure import Leaf
+from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ModelConfig, nearest
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import Info, Tensors
 from mtp_jax.convert.transforms import Copy, Folded, InterleavedLinear, InterleavedNorm, Linear, Shape, Vocabulary
+from mtp_jax.model import ModelSpec
 
 DTYPES = {"float64": np.dtype(np.float64), "float32": np.dtype(np.float32), "float16": np.dtype(np.float16),
           "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -176,6 +178,47 @@ def check_finite(array: np.ndarray, where: str, remedy: str) -> None:
         raise ValueError(f"{where} holds {bad} numbers that are NaN or infinite, of {array.size}: {remedy}")
 
 
+def leaves_of(config: ModelConfig, tensors: Tensors) -> dict[str, Leaf]:
+    """Returns the arrays that a model has, golden path -> shape and dtype, before its table is made.
+
+    Args:
+      config: the model's shape, as its files tell it.
+      tensors: the files.
+
+    Raises:
+      ValueError: it tells of more layers than there are tensors; a table of millions of lines would take all memory.
+    """
+    own = config.medusa_layers if config.head_kind == "medusa" else 1
+    for field, told in (("layers", config.num_layers), ("heads", (config.num_heads - 1) * own)):
+        if told > len(tensors.infos):
+            raise ValueError(f"{tensors.place} holds {len(tensors.infos)} tensors, and its config tells of {told} "
+                             f"{field}: correct the config, or convert a whole checkpoint.")
+    return {path: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
+            for path, leaf in flatten(ModelSpec.create(config).shapes).items()}
+
+
+def stored_dtype(tensors: Tensors, ignored: Callable[[str], bool] = lambda name: False) -> str:
+    """Returns the dtype to keep a model in: that of its tensors, or one that holds all of theirs.
+
+    Args:
+      tensors: the files.
+      ignored: tells of a tensor's name whether it is no part of the model.
+
+    Raises:
+      ValueError: a tensor holds whole or packed numbers.
+    """
+    kinds = {str(info.dtype): name for name, info in tensors.infos.items() if not ignored(name)}
+    other = next((kind for kind in kinds if kind not in DTYPES), None)
+    if other:
+        raise ValueError(f"{tensors.place}: {kinds[other]} is of {other}, and only plain numbers can be read (float64, "
+                         "float32, bfloat16, float16).")
+    if len(kinds) == 1 and "float16" not in kinds:
+        return next(iter(kinds))
+    wide = "float64" if "float64" in kinds else "float32"
+    logging.info("Numbers of %s become %s.", ", ".join(sorted(kinds)), wide)
+    return wide
+
+
 def reader(leaves: Mapping[str, Leaf], entries: Sequence[Entry], tensors: Tensors, *,
            ignored: Callable[[str], bool] = lambda name: False) -> Callable[[str, Index], np.ndarray]:
     """Returns the `read` of a model whose arrays lie as tensors in another format.
@@ -237,4 +280,4 @@ def _candidates(name: str, others: Sequence[str]) -> str:
 
 
 __all__ = ["DTYPES", "Entry", "BlockNames", "LLAMA", "META", "Shape", "block_entries", "check_covered", "check_finite",
-           "embedding_entry", "infos", "reader", "stream", "unembedding_entry"]
+           "embedding_entry", "infos", "leaves_of", "reader", "stored_dtype", "stream", "unembedding_entry"]

@@ -171,9 +171,15 @@ def whole(tmp_path_factory):
     ({"n_future_tokens": 3, "n_layers": 5}, "lacks extra_heads.1.attention.*"),
     ({"n_future_tokens": 1, "n_layers": 3}, "holds extra_heads.0.*no place for"),
     ({"n_kv_heads": 4}, r"wk.weight has the shape \[8, 16\], and its config makes it \[16, 16\]"),
-    ({"n_heads": None}, "n_heads=null must be|lacks or misstates a field"),
+    ({"n_heads": None}, "n_heads=null must be a whole number"),
     ({"use_scaled_rope": True}, "use_scaled_rope.*src_format=hf"),
-    ({"n_kv_heads": 3}, "not divisible"), ({"vocab_size": 300}, r"tok_embeddings.weight has the shape \[259, 16\]")])
+    ({"n_kv_heads": 3}, "not divisible"),
+    ({"dim": "16"}, r'params.json: dim="16" must be a whole number above 0'), ({"dim": 16.5}, "dim=16.5 must be"),
+    ({"dim": 10**400}, r"dim=1000.* must be"), ({"n_layers": 10**6}, "holds 39 tensors, .* tells of 1000000 layers"),
+    ({"ffn_dim_multiplier": [1]}, r"ffn_dim_multiplier=\[1\] must be"),
+    ({"rope_theta": float("inf")}, "rope_theta=Inf"),
+    ({"norm_eps": True}, "norm_eps=true must be a number above 0"),
+    ({"vocab_size": 300}, r"tok_embeddings.weight has the shape \[259, 16\]")])
 def test_params_that_do_not_fit_the_tensors(whole, tmp_path, fields, message):
     folder = shutil.copytree(whole, tmp_path / "copy")
     known = json.loads((folder / meta.PARAMS).read_text())

@@ -7,14 +7,15 @@ call anything; this one may build dicts and tensors, and whatever else it names 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import io
 import math
 import pathlib
 import pickle
+import pickletools
+import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,17 +29,14 @@ _NAMES = {dtype: name for name, dtype in STORAGES.items()}
 _ROOT = "archive"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):  # tuples: what a pickle makes of them it cannot change later
     """What a pickle says of a storage."""
 
     key: str
     dtype: np.dtype
-    numel: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """What a pickle says of a tensor."""
 
     storage: _Storage
@@ -49,6 +47,8 @@ class _Tensor:
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     """Stands for torch._utils._rebuild_tensor_v2."""
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("a tensor of it has no storage")
     return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
@@ -59,11 +59,15 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 _ALLOWED = {("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("torch._utils", "_rebuild_parameter"): _parameter,
             ("collections", "OrderedDict"): collections.OrderedDict,
-            **{("torch", name): dtype for name, dtype in STORAGES.items()}}
+            **{("torch", name): name for name in STORAGES}}
 
 
 class _Refused(ValueError):
     """A pickle that names what it may not."""
+
+
+class _Damaged(ValueError):
+    """A pickle that cannot be read."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -77,10 +81,9 @@ class _Unpickler(pickle.Unpickler):
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"{kind!r} is no storage")
-        return _Storage(str(key), dtype, int(numel))
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or pid[1] not in STORAGES:
+            raise pickle.UnpicklingError("it names what is no storage")
+        return _Storage(str(pid[2]), STORAGES[pid[1]])
 
 
 def open_pth(path: pathlib.Path) -> Tensors:
@@ -97,18 +100,20 @@ def open_pth(path: pathlib.Path) -> Tensors:
             if "data.pkl" not in entries:
                 raise ValueError(f"{path} is a zip archive without data.pkl, which torch.save writes: name "
                                  "another file.")
+            for entry in entries.values():
+                _check_plain(entry, path)
             if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
                 raise ValueError(f"{path} was written on a big-endian machine: save it again on a little-endian one.")
-            found = _Unpickler(io.BytesIO(archive.read(entries["data.pkl"]))).load()
+            found = _unpickle(archive.read(entries["data.pkl"]))
             starts = {name.removeprefix("data/"): (_start(raw, entry, path), entry.file_size)
                       for name, entry in entries.items() if name.startswith("data/")}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
         raise ValueError(f"{path} ({size} bytes) is no zip archive, so it is cut off or from before torch 1.6 "
                          f"({error}): copy it again, whole, or load it and save it with a newer torch.") from error
     except _Refused as error:
         raise ValueError(f"{path} names {error} in its pickle, which weights have no need of and which could run code: "
                          "it is refused. Take the checkpoint from a source that you trust, as safetensors.") from error
-    except (pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except _Damaged as error:
         raise ValueError(f"{path}: data.pkl is damaged, or is no dict of tensors that are known here ({error}): copy "
                          "it again, or save it in another dtype.") from error
     if not isinstance(found, dict):
@@ -119,13 +124,40 @@ def open_pth(path: pathlib.Path) -> Tensors:
     return Tensors(str(path), infos, places)
 
 
+def _check_plain(entry: zipfile.ZipInfo, path: pathlib.Path) -> None:
+    """Raises ValueError for an entry whose bytes are not in the file as they are."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        how = "encrypted" if entry.flag_bits & 1 else "compressed"
+        raise ValueError(f"{path}: {entry.filename} is {how}, which torch.save never does: save it again.")
+
+
+def _unpickle(data: bytes) -> Any:
+    """Returns what a pickle builds.
+
+    Raises:
+      _Refused: it names what it may not.
+      _Damaged: it cannot be read.
+    """
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            # Python's memo grows to the number that is named, so that a few bytes would take all memory.
+            if "PUT" in code.name and argument is not None and int(argument) > len(data):
+                raise pickle.UnpicklingError(f"{code.name} {argument} in a pickle of {len(data)} bytes")
+        return _Unpickler(io.BytesIO(data)).load()
+    except _Refused:
+        raise
+    except (pickle.UnpicklingError, EOFError, TypeError, ValueError, AttributeError, KeyError, IndexError,
+            OverflowError, MemoryError, RecursionError) as error:
+        raise _Damaged(str(error) or type(error).__name__) from error
+
+
 def _start(raw: io.BufferedReader, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
     """Returns where an entry's bytes begin in the file."""
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{path}: {entry.filename} is compressed, which torch.save never does: save it again.")
-    raw.seek(entry.header_offset)
+    raw.seek(max(0, entry.header_offset))
     header = raw.read(30)
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    if entry.header_offset < 0 or not header.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"{entry.filename} is not where the archive says")
     return entry.header_offset + 30 + lengths
 
 
@@ -141,14 +173,15 @@ def _locate(path: pathlib.Path, name: str, tensor: Any, starts: Mapping[str, tup
     storage = tensor.storage
     info = Info(tensor.shape, storage.dtype)
     strides = [math.prod(tensor.shape[i + 1:]) for i in range(len(tensor.shape))]
-    if any(length > 1 and given != wanted for length, given, wanted in zip(tensor.shape, tensor.strides, strides)):
+    if len(tensor.strides) != len(strides) or any(
+            length > 1 and given != wanted for length, given, wanted in zip(tensor.shape, tensor.strides, strides)):
         raise ValueError(f"{path}: {name} does not lie as one block (strides {list(tensor.strides)}): save it "
                          "contiguous, as .contiguous() makes it.")
-    begin, there = starts.get(storage.key, (0, -1))
+    begin, there = starts.get(storage.key, (0, 0))
     offset = tensor.offset * storage.dtype.itemsize
-    if there < offset + info.nbytes or tensor.offset < 0 or math.prod(tensor.shape) < 0:
-        raise ValueError(f"{path}: {name} needs {offset + info.nbytes} bytes of data/{storage.key}, which has "
-                         f"{max(there, 0)}: the file is damaged; copy it again.")
+    if min(offset, *tensor.shape, 0) < 0 or there < offset + info.nbytes:
+        raise ValueError(f"{path}: {name}, {list(tensor.shape)} from byte {offset} on, needs {offset + info.nbytes} "
+                         f"bytes of data/{storage.key}, which has {there}: the file is damaged; copy it again.")
     return info, (path, begin + offset)
 
 

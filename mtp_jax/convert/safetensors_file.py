@@ -159,9 +159,9 @@ def open_file(path: pathlib.Path) -> Tensors:
         try:
             header = json.loads(handle.read(length))
             metadata = header.pop("__metadata__", {})
-            raw = {name: (facts["dtype"], tuple(facts["shape"]), *facts["data_offsets"])
-                   for name, facts in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raw = {name: _facts(told) for name, told in header.items()}
+            metadata = {str(name): str(value) for name, value in dict(metadata).items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no safetensors file: its header cannot be read ({error}).") from error
     infos, places, end = {}, {}, 0
     for name, (code, shape, begin, stop) in sorted(raw.items(), key=lambda item: item[1][2]):
@@ -177,6 +177,19 @@ def open_file(path: pathlib.Path) -> Tensors:
         raise ValueError(f"{path} has {size} bytes and its header tells of {8 + length + end}: it is cut off or "
                          "damaged; copy it again, whole.")
     return Tensors(str(path), infos, places, metadata)
+
+
+def _facts(told: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Returns what a header tells of a tensor: dtype, shape, first byte and end."""
+    begin, stop = map(_whole, told["data_offsets"])
+    return str(told["dtype"]), tuple(map(_whole, told["shape"])), begin, stop
+
+
+def _whole(value: Any) -> int:
+    """Returns a number of a header; ValueError unless it is whole and not below 0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
 
 
 def open_folder(folder: pathlib.Path) -> Tensors:
@@ -195,7 +208,11 @@ def open_folder(folder: pathlib.Path) -> Tensors:
         return dataclasses.replace(open_file(folder / SINGLE), place=str(folder))
     try:
         weight_map = dict(json.loads((folder / INDEX).read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        away = [file for file in weight_map.values()
+                if type(file) is not str or not file or pathlib.PurePath(file).name != file]
+        if away:
+            raise ValueError(f"{away[0]!r} is no name of a file in the folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged ({error}): copy it again.") from error
     infos: dict[str, Info] = {}
     places: dict[str, tuple[pathlib.Path, int]] = {}

@@ -100,6 +100,30 @@ def test_a_damaged_header_is_named(tmp_path, old, new):
         open_file(path)
 
 
+@pytest.mark.parametrize("facts", [
+    ("F32", [2.0], [0, 8]), ("F32", [-2, -1], [0, 8]), (["F32"], [2], [0, 8]), ("F32", "2", [0, 8]), ("F32", 2, [0, 8]),
+    ("F32", [2], ["0", "8"]), ("F32", [2], [0, 8, 9]), ("F32", [2], None), ("F32", [True], [0, 4])])
+def test_made_up_facts_of_a_tensor_are_refused(tmp_path, facts):
+    text = json.dumps({"a": dict(zip(("dtype", "shape", "data_offsets"), facts))}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ValueError, match="x.safetensors(: a has the dtype| is no safetensors file: its header)"):
+        open_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"__metadata__": [1]}', b'{"a": 3}', b"[1]", b"\xff"])
+def test_made_up_headers_are_refused(tmp_path, text):
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match="x.safetensors is no safetensors file: its header"):
+        open_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", 3, [1], ""])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path, file):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(ValueError, match="index.json is damaged .*no name of a file"):
+        open_folder(tmp_path)
+
+
 def test_a_folder_without_tensors(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="neither model.safetensors .* runs code"):

@@ -23,10 +23,12 @@ Heads for a model from elsewhere: a Llama of Hugging Face becomes a run's folder
 Such a folder tells of no data and no recipe, so there is nothing to be in proportion to. It gets 1000 steps of 8 rows
 of at most 1024 tokens, 1e-4 as its peak learning rate, which is less than Llama's own, and clipping at 1; a model of a
 few million parameters takes ten times that rate. With train.trainable as above only the heads move, head 1 among them;
-without it everything does.
+without it everything does. New heads of the kind parallel start as copies of head 1, others fresh.
 
 Expected: of experiments.stories, which ends at 1.97 bits per held-out byte for head 1, one head is left at 1.91 after
-520 more steps, and with both heads (--config.num_heads=2) it is at 1.92. One run of each.
+520 more steps, and with both heads (--config.num_heads=2) it is at 1.92. Its head 1 alone, exported to hf and imported
+again, has heads 2 to 4 at 3.15, 3.79 and 4.10 bits after 300 steps on the same stories with the trunk frozen, at a rate
+of 1e-3; from fresh heads they are at 3.39, 4.01 and 4.22; head 1 itself is at 1.95 in both. One run of each.
 """
 
 import dataclasses
@@ -70,7 +72,8 @@ def get_config(source_run="", num_heads=1):
     config.model.num_layers += more_heads * layers_per_head(source.model.head_kind)
     config.init_from.path = source_run
     if more_heads > 0:
-        config.init_from.heads = (*range(1, source.model.num_heads + 1), *["fresh"] * more_heads)
+        new = 1 if is_imported and source.model.head_kind == "parallel" else "fresh"
+        config.init_from.heads = (*range(1, source.model.num_heads + 1), *[new] * more_heads)
     if more_heads:
         config.objective.head_weights = ()
 

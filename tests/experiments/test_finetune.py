@@ -89,7 +89,7 @@ def test_the_first_step_starts_from_the_sources_parameters(tmp_path):
 
 
 @pytest.mark.parametrize("kind, num_heads, heads, layers", [
-    ("parallel", 4, (1, "fresh", "fresh", "fresh"), 6), ("medusa", 3, (1, "fresh", "fresh"), 3),
+    ("parallel", 4, (1, 1, 1, 1), 6), ("causal", 2, (1, "fresh"), 4), ("medusa", 3, (1, "fresh", "fresh"), 3),
     ("parallel", 1, (), 3)])
 def test_an_imported_model_gets_heads_and_a_recipe_of_its_own(kind, num_heads, heads, layers, tmp_path):
     plain = make_config(num_heads=1, num_layers=3)
@@ -104,7 +104,7 @@ def test_an_imported_model_gets_heads_and_a_recipe_of_its_own(kind, num_heads, h
 
 
 def test_heads_are_added_to_a_model_from_elsewhere(tmp_path):
-    """The README's example: only the heads train."""
+    """The README's example: only the heads train, and the new one starts as head 1."""
     arrays = make_arrays(make_config(num_heads=1, num_layers=3))
     (tmp_path / "hf").mkdir()
     hf.write(make_model(make_config(num_heads=1, num_layers=3), arrays), tmp_path / "hf",
@@ -119,7 +119,6 @@ def test_heads_are_added_to_a_model_from_elsewhere(tmp_path):
     assert prepare(config, tmp_path / "run").train() == 0
     after = flatten_params(load_params(tmp_path / "run").params)
     gate = np.asarray(after["heads/mlp/gate"])
-    assert gate.shape[0] == 2
-    np.testing.assert_allclose(gate[0], arrays["heads/mlp/gate"][0], atol=1e-6)
-    assert not np.array_equal(gate[0], arrays["heads/mlp/gate"][0])  # head 1 trains too
+    assert gate.shape[0] == 2 and not np.array_equal(gate[0], gate[1])  # they have trained, each on its own target
+    np.testing.assert_allclose(gate, np.repeat(arrays["heads/mlp/gate"], 2, axis=0), atol=1e-6)
     np.testing.assert_array_equal(after["trunk/mlp/gate"], arrays["trunk/mlp/gate"])

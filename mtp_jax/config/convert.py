@@ -39,5 +39,14 @@ class ConvertConfig:
             raise ValueError(f"--dtype=q8_0 beside --dst_format={self.dst_format}: only gguf holds it.")
         if self.heads is not None and self.heads < 1:
             raise ValueError(f"--heads={self.heads} must be at least 1.")
+        if self.heads is not None and self.dst_format == "workdir":
+            raise ValueError(f"--heads={self.heads} beside --dst_format=workdir, which takes all: leave it out. A run "
+                             "that starts from the workdir can take fewer, by init_from.heads.")
+        if self.step is not None and self.src_format != "workdir":
+            raise ValueError(f"--step={self.step} beside --src_format={self.src_format}: only a workdir has several "
+                             "checkpoints; leave it out.")
+        if self.head_kind != "parallel" and self.src_format in ("workdir", "hf_parallel"):
+            raise ValueError(f"--head_kind={self.head_kind} beside --src_format={self.src_format}, whose models have "
+                             "their heads: leave it out.")
         if self.max_shard_megabytes < 1:
             raise ValueError(f"--max_shard_megabytes={self.max_shard_megabytes} must be at least 1.")

@@ -8,10 +8,13 @@ How the result is used goes to stdout, all else to stderr.
 
 from __future__ import annotations
 
+import errno
 from typing import NoReturn
 
 from mtp_jax import commands
 from mtp_jax.config import ConvertConfig
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as in the other commands
 
 
 def main() -> NoReturn:
@@ -27,7 +30,15 @@ def main() -> NoReturn:
 
         try:
             print("\n".join(command.convert(ConvertConfig(**commands.values_of(own)))))
+        except KeyboardInterrupt:
+            commands.fail("stopped by Ctrl-C. --dst is as it was: run the same command again.")
+            return INTERRUPTED
+        except MemoryError:
+            return commands.fail("memory ran out. --dst is as it was: converting takes that of the largest array.")
         except (ValueError, OSError, CheckpointError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error = ValueError(f"the disk is full: --dst={own['dst'].value} could not be written, and is as it "
+                                   "was. Free some space, or name a folder on another disk.")
             return commands.fail(error)
         return 0
 

@@ -30,28 +30,35 @@ def convert(options: ConvertConfig) -> list[str]:
         raise ValueError(f"--{'dst' if REMOTE in options.dst else 'src'} lies in a bucket, where tensors cannot be "
                          "written or read in place: convert in a local folder and copy it. (A workdir may be read from "
                          "a bucket.)")
-    place, src = pathlib.Path(options.dst).expanduser(), pathlib.Path(options.src).expanduser()
+    # Where links lead: a link to a folder stays one.
+    place, src = pathlib.Path(options.dst).expanduser().resolve(), pathlib.Path(options.src).expanduser()
     _check_destination(place, options.overwrite)
     if REMOTE not in options.src:
         if not src.exists():
             raise ValueError(f"--src={options.src} does not exist.{nearest_sibling(src)}")
-        if place.resolve() in (src.resolve(), *src.resolve().parents):
+        if place in (src.resolve(), *src.resolve().parents):
             raise ValueError(f"--dst={options.dst} holds --src={options.src}: name another folder.")
+        if src.resolve() in place.parents and place.exists() and any(place.iterdir()):  # its checkpoints, perhaps
+            raise ValueError(f"--dst={options.dst} is a part of --src={options.src} and not empty, so --overwrite "
+                             "would destroy what is converted: name another folder.")
     model = source.read(src, options)
     check_kind(model, options.dst_format)
     if options.heads is not None and options.heads > model.config.num_heads:
         raise ValueError(f"--heads={options.heads}, but {options.src} has {model.config.num_heads}.")
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{place.name}.partial-", dir=place.parent) as temporary:
-        folder = pathlib.Path(temporary) / "model"
+        folder, before = pathlib.Path(temporary) / "model", pathlib.Path(temporary) / "before"
         folder.mkdir()
         lines = target.write(model, folder, options)
+        _check_destination(place, options.overwrite)  # writing may have taken an hour
         if place.exists():
-            if any(place.iterdir()):
-                os.replace(place, pathlib.Path(temporary) / "before")
-            else:
-                place.rmdir()
-        os.replace(folder, place)
+            os.replace(place, before)
+        try:
+            os.replace(folder, place)
+        except BaseException:
+            if before.exists():
+                os.replace(before, place)
+            raise
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     logging.info("Wrote %s: %d files, %.1f MB.", place, sum(path.is_file() for path in place.rglob("*")), size / 1e6)
     return lines

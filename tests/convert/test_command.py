@@ -1,13 +1,19 @@
 """The command: what it refuses, and that a destination is whole or not there."""
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from mtp_jax import commands
+from mtp_jax.config import ConvertConfig
 from mtp_jax.convert import command, formats, hf
+from mtp_jax.convert.__main__ import main
 from tests.convert.models import assert_same, make_arrays, make_config, make_workdir, options, read_all
 
 
@@ -24,6 +30,8 @@ def test_the_destination_has_to_be_new_or_empty(source, tmp_path):
         command.convert(options(source, full, "hf"))
     with pytest.raises(ValueError, match="is a file"):
         command.convert(options(source, full / "mine.txt", "hf"))
+    with pytest.raises(ValueError, match="cannot be made in"):
+        command.convert(options(source, full / "mine.txt" / "out", "hf"))
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
     command.convert(options(source, full, "hf", overwrite=True))
     assert not (full / "mine.txt").exists() and (full / "model.safetensors").exists()
@@ -79,6 +87,9 @@ def test_a_killed_command_leaves_nothing_that_looks_whole(source, tmp_path):
     ({"max_shard_megabytes": 0}, "--max_shard_megabytes=0"),
     ({"dst": "gs://bucket/x"}, "--dst lies in a bucket"),
     ({"src": "gs://bucket/x", "src_format": "hf"}, "--src lies in a bucket"),
+    ({"heads": 2, "dst_format": "workdir"}, "--heads=2 beside --dst_format=workdir"),
+    ({"step": 3, "src_format": "hf"}, "--step=3 beside --src_format=hf: only a workdir"),
+    ({"head_kind": "causal"}, "--head_kind=causal beside --src_format=workdir"),
     ({"step": 3}, "step=3, but .* has checkpoints of the steps 7"),
 ])
 def test_settings_that_do_not_fit(source, tmp_path, fields, message):
@@ -87,10 +98,40 @@ def test_settings_that_do_not_fit(source, tmp_path, fields, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_destination_may_not_hold_the_source(source):
-    with pytest.raises(ValueError, match="holds --src"):
-        command.convert(options(source, source.parent, "hf", overwrite=True))
-    assert (source / "config.json").exists()
+def test_the_destination_may_not_hold_the_source_nor_be_a_part_of_it(source, tmp_path):
+    for place in (source, source.parent):
+        with pytest.raises(ValueError, match="holds --src"):
+            command.convert(options(source, place, "hf", overwrite=True))
+    (tmp_path / "link").symlink_to(source)
+    for place in (source / "checkpoints", tmp_path / "link" / "checkpoints"):
+        with pytest.raises(ValueError, match="is a part of --src=.* and not empty"):
+            command.convert(options(source, place, "hf", overwrite=True))
+    assert (source / "config.json").exists() and (source / "checkpoints" / "7").exists()
+
+
+@pytest.mark.parametrize("target", ["full", "empty", "none"])
+def test_a_link_is_followed_and_stays(source, tmp_path, target):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(target)
+    command.convert(options(source, tmp_path / "link", "meta", overwrite=target == "full"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / target / "params.json").exists() and not (tmp_path / target / "mine.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"empty", "full", "link", target})
+
+
+def test_what_came_into_the_destination_meanwhile_stays(source, tmp_path, monkeypatch):
+    def stream(*arguments):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        yield from original(*arguments)
+
+    original = hf.stream
+    monkeypatch.setattr(hf, "stream", stream)
+    with pytest.raises(ValueError, match="is not empty"):
+        command.convert(options(source, tmp_path / "out", "hf"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
@@ -102,8 +143,8 @@ def test_every_format_says_what_it_holds_and_reads(name):
 
 def test_a_head_kind_that_a_format_cannot_hold(tmp_path):
     source = make_workdir(tmp_path / "linear", make_config(head_kind="linear"))
-    with pytest.raises(ValueError, match=r"--dst_format=meta cannot hold heads of the kind 'linear' \(it holds parallel\)"
-                                         r": choose workdir, hf, .*stablehlo"):
+    with pytest.raises(ValueError, match=r"--dst_format=meta cannot hold heads of the kind 'linear' \(it holds "
+                                         r"parallel\): choose workdir, hf, .*stablehlo"):
         command.convert(options(source, tmp_path / "out", "meta"))
 
 
@@ -114,6 +155,28 @@ def test_workdir_to_workdir_is_the_same_model(source, tmp_path):
         tmp_path / "copy", options(tmp_path / "copy", "x", "hf"))
     assert_same(read_all(model), make_arrays(make_config()))
     assert model.facts["step"] == 7
+
+
+@pytest.mark.parametrize("raised, status, message", [
+    (KeyboardInterrupt, 130, "error: stopped by Ctrl-C. --dst is as it was"), (MemoryError, 1, "error: memory ran out"),
+    (OSError(28, "No space left on device"), 1, "error: the disk is full: --dst=.*out could not be written")])
+def test_ends_that_are_no_ones_mistake(source, tmp_path, monkeypatch, capsys, raised, status, message):
+    def stream(*arguments):
+        yield next(original(*arguments))
+        raise raised
+
+    original = hf.stream
+    monkeypatch.setattr(hf, "stream", stream)
+    values = {field.name: field.default for field in dataclasses.fields(ConvertConfig)}
+    flags = {name: SimpleNamespace(value=value) for name, value in {
+        **values, "src": str(source), "dst": str(tmp_path / "out")}.items()}
+    monkeypatch.setattr(commands, "define_flags", lambda settings: flags)
+    monkeypatch.setattr(commands, "run", lambda run, *names: sys.exit(run()))
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    assert end.value.code == status and out == "" and err.count("\n") == 1 and re.match(message, err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line(source, tmp_path):

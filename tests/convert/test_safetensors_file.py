@@ -88,8 +88,8 @@ def test_a_truncated_file_is_named(tmp_path, length):
         open_file(path)
 
 
-@pytest.mark.parametrize("old, new", [(b'"F32"', b'"X32"'), (b"[3,4]", b"[3,5]"), (b'"data_offsets"', b'"data_offsetz"'),
-                                      (b'{"__m', b'["__m')])
+@pytest.mark.parametrize("old, new", [(b'"F32"', b'"X32"'), (b"[3,4]", b"[3,5]"),
+                                      (b'"data_offsets"', b'"data_offsetz"'), (b'{"__m', b'["__m')])
 def test_a_damaged_header_is_named(tmp_path, old, new):
     write(tmp_path, ARRAYS)
     path = tmp_path / "model.safetensors"

@@ -74,7 +74,7 @@ def test_missing_extra_and_misshapen_tensors():
         reader(model.leaves, entries, InMemory({**tensors, "model.norm.weigth": tensors["model.norm.weight"]}))
     reader(model.leaves, entries, InMemory({**tensors, "rotary": tensors["model.norm.weight"]}),
            ignored=lambda name: name == "rotary")
-    with pytest.raises(ValueError, match=r"lm_head.weight has the shape \[2, 16\], and its config makes it \[259, 16\]"):
+    with pytest.raises(ValueError, match=r"lm_head.weight has the shape \[2, 16\], .* makes it \[259, 16\]"):
         reader(model.leaves, entries, InMemory({**tensors, "lm_head.weight": np.zeros((2, 16), np.float32)}))
 
 

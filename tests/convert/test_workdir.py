@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.checkpoints import CheckpointError, Checkpointer, load_params, structure
+from mtp_jax.checkpoints import Checkpointer, CheckpointError, load_params, structure
 from mtp_jax.config import CheckpointConfig
 from mtp_jax.convert import workdir
 from mtp_jax.decoding.load import load_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from mtp_jax.files import REMOTE
 
@@ -22,8 +23,15 @@ def export(workdir: os.PathLike[str]) -> str:
     if REMOTE in folder:
         return f"For transformers: python -m mtp_jax.convert --src={folder} --dst=FOLDER --dst_format=hf"
     place = os.path.join(folder, "hf")
-    try:
-        lines = convert(src=folder, dst=place, dst_format="hf", overwrite=True)
-    except (ValueError, OSError, CheckpointError) as error:
-        return f"Not exported for transformers: {error}"
+    with tempfile.TemporaryDirectory(prefix="hf.before-", dir=folder) as temporary:
+        before = os.path.join(temporary, "hf")
+        if os.path.isdir(place):
+            os.replace(place, before)
+        try:
+            lines = convert(src=folder, dst=place, dst_format="hf")
+        except (ValueError, OSError, CheckpointError) as error:
+            return f"Not exported for transformers: {error}"
+        finally:
+            if os.path.isdir(before) and not os.path.exists(place):
+                os.replace(before, place)
     return "\n    ".join([f"Exported to {place}. Where torch and transformers are installed, this runs it:", *lines])

@@ -56,7 +56,7 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
                          remedy=f"{folder / workdirs.CONFIG_FILE} tells of another model: restore the one that "
                                 "training wrote, or delete it, for the checkpoints hold the same settings.")
     facts = {"step": int(checkpoint.name), "config": to_dict(config), "source": str(folder),
-             "metrics": _last_metrics(folder), "corpus_hash": run.stored.get("corpus_hash")}
+             "metrics": _last_metrics(folder, int(checkpoint.name)), "corpus_hash": run.stored.get("corpus_hash")}
     return Model(config.model, {name: structure.Leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
                                 for name, leaf in leaves.items()},
                  _reader(checkpoint, leaves), config.data.seq_len, run.tokenizer,
@@ -141,11 +141,17 @@ def _tokenizer_files(name: str) -> dict[str, bytes]:
     return {target: file.read_bytes() for file, target in named.items()}
 
 
-def _last_metrics(folder: epath.Path) -> dict[str, Any]:
-    """Returns the last line of metrics.jsonl of each split."""
-    path, found = folder / "metrics.jsonl", {}
+def _last_metrics(folder: epath.Path, step: int) -> dict[str, Any]:
+    """Returns the last line of metrics.jsonl of each split, up to a step; lines that are damaged tell nothing."""
+    path, found, damaged = folder / "metrics.jsonl", {}, 0
     if path.exists():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            found[record["split"]] = record
+        for line in path.read_bytes().decode(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                if record["step"] <= step:
+                    found[str(record["split"])] = record
+            except (ValueError, KeyError, TypeError, RecursionError):  # TypeError: JSON, but not an object
+                damaged += 1
+    if damaged:
+        logging.warning("%s: %d lines cannot be read, and are left out of what is told of the run.", path, damaged)
     return found

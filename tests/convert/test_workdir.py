@@ -1,5 +1,7 @@
 """Reading a run's model from its workdir, whole or sharded, and writing one that a run can start from."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -22,6 +24,15 @@ def test_a_run_is_read_leaf_by_leaf(tmp_path):
     assert_same(read_all(model), make_arrays(make_config()))
     assert model.window == 32 and model.facts["step"] == 7 and model.facts["config"]["model"]["num_heads"] == 3
     np.testing.assert_array_equal(model.read("trunk/mlp/gate", (1,)), make_arrays(make_config())["trunk/mlp/gate"][1])
+
+
+def test_what_a_run_measured_up_to_the_checkpoint(tmp_path):
+    """Of the weights of step 7; a line that a kill left damaged is passed over."""
+    folder = make_workdir(tmp_path / "run", make_config())
+    lines = [{"step": 5, "split": "train", "loss": 3.0}, {"step": 7, "split": "train", "loss": 2.0}, {"loss": 1.0}, [1],
+             {"step": 8, "split": "train", "loss": 1.0}, {"step": 8, "split": "validation", "loss": 1.0}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 7, "spl')
+    assert read(folder).facts["metrics"] == {"train": lines[1]}
 
 
 def test_a_checkpoint_of_many_devices(tmp_path):

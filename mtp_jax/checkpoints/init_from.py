@@ -167,7 +167,7 @@ def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any],
     strict_old, strict_new = dict(old), dict(new)
     for leaves in (strict_old, strict_new):
         for name in [name for name in leaves if _mapped(name, old, new)]:
-            if not _used(_own_rows(name, rows, first_own)):  # nothing of the source's heads is used, not even their existence
+            if not _used(_own_rows(name, rows, first_own)):  # not even that the source has heads matters
                 del leaves[name]
             else:
                 leaves[name] = structure.Leaf(tuple(leaves[name].shape[1:]), leaves[name].dtype)

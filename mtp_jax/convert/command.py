@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 
 from absl import logging
+from etils import epath
 
 from mtp_jax.config import ConvertConfig
 from mtp_jax.convert.formats import check_kind, get_format
@@ -33,7 +34,13 @@ def convert(options: ConvertConfig) -> list[str]:
     # Where links lead: a link to a folder stays one.
     place, src = pathlib.Path(options.dst).expanduser().resolve(), pathlib.Path(options.src).expanduser()
     _check_destination(place, options.overwrite)
-    if REMOTE not in options.src:
+    if REMOTE in options.src:
+        try:
+            epath.Path(options.src).exists()
+        except (KeyError, ImportError) as error:  # a kind that is not known, or whose library is not there
+            raise ValueError(f"--src={options.src} cannot be read ({error}): install what is lacking, or copy the "
+                             "workdir here.") from error
+    else:
         if not src.exists():
             raise ValueError(f"--src={options.src} does not exist.{nearest_sibling(src)}")
         if place in (src.resolve(), *src.resolve().parents):

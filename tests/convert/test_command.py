@@ -86,6 +86,7 @@ def test_a_killed_command_leaves_nothing_that_looks_whole(source, tmp_path):
     ({"heads": 0}, "--heads=0 must be at least 1"),
     ({"max_shard_megabytes": 0}, "--max_shard_megabytes=0"),
     ({"dst": "gs://bucket/x"}, "--dst lies in a bucket"),
+    ({"src": "memory://bucket/x"}, r"--src=memory://bucket/x cannot be read \(.*memory"),
     ({"src": "gs://bucket/x", "src_format": "hf"}, "--src lies in a bucket"),
     ({"heads": 2, "dst_format": "workdir"}, "--heads=2 beside --dst_format=workdir"),
     ({"step": 3, "src_format": "hf"}, "--step=3 beside --src_format=hf: only a workdir"),

@@ -12,6 +12,7 @@ from mtp_jax.convert import command, formats, hf_parallel
 from mtp_jax.convert.safetensors_file import open_folder
 from mtp_jax.convert.table import stream
 from mtp_jax.data.tokenizer import ByteTokenizer
+from tests.convert import forward, parallel_reference
 from tests.convert.models import assert_same, make_arrays, make_config, make_model, make_workdir, options, read_all
 
 KINDS = {
@@ -53,6 +54,24 @@ def test_what_is_written_is_read_back_bit_for_bit(name, tmp_path):
     for path in folder.iterdir():
         if path.name != "README.md":  # says where it comes from
             assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_the_heads_are_in_order_and_read_the_trunk(tmp_path):
+    """Parallel heads of Fast-LLM's description under our names; tests/interop has the class in torch, for all kinds."""
+    config = make_config(num_heads=4, num_layers=6)
+    folder = write(tmp_path, make_model(config))
+    tensors = open_folder(folder)
+    renamed = {}
+    for name in tensors.infos:
+        theirs = name.replace("model.heads.0.", "model.layers.2.").replace("model.norm.", "model.mtp_norms.0.")
+        for k in range(1, 4):
+            theirs = theirs.replace(f"model.heads.{k}.", f"model.mtp_heads.{k - 1}.")
+            renamed[f"model.mtp_norms.{k}.weight"] = tensors.read("model.norm.weight")
+        renamed[theirs] = tensors.read(name)
+    fields = {**json.loads((folder / "config.json").read_text()), "num_hidden_layers": 3, "prediction_heads": 4}
+    row = np.arange(1, 9) * 29 % 259
+    got = np.moveaxis(parallel_reference.fast_llm_logits(renamed, fields, row), 1, 0)
+    assert forward.error(got, forward.logits(config, make_arrays(config), row[None])[:, 0]) < 1e-4
 
 
 def test_names_and_config(tmp_path):

@@ -26,7 +26,7 @@ MODELS = {
     "llama 1": dict(num_heads=2, num_kv_heads=1, tie_embedding=True),
     "llama 2": dict(num_heads=3, num_kv_heads=4, head_dim=6, rope_scaling="llama3", rope_factor=8.0,
                     rope_original_window=16),
-    "llama 3": dict(num_heads=4, num_kv_heads=2, extra_trunk_layers=1),
+    "llama 4": dict(num_heads=5, num_kv_heads=2, extra_trunk_layers=1),
     "mellum": dict(num_heads=2, num_kv_heads=2, qk_norm=True, rope_theta=500.0),
     "qwen3 3": dict(num_heads=4, num_kv_heads=1, qk_norm=True, tie_embedding=True),
 }

@@ -76,6 +76,8 @@ def save_params(directory: epath.PathLike, step: int, leaves: Mapping[str, LazyL
         return dataclasses.replace(leaf, read=read)
 
     state = structure.nest({structure.PARAMS + path: guarded(leaf) for path, leaf in leaves.items()})
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs an error from each of its threads; it is raised here, once
     try:
         with Checkpointer(directory, CheckpointConfig(asynchronous=False)) as checkpointer:
             checkpointer.save(step, state, extra)
@@ -83,6 +85,8 @@ def save_params(directory: epath.PathLike, step: int, leaves: Mapping[str, LazyL
         if failed:
             raise failed[0] from error
         raise
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _register() -> None:

@@ -25,7 +25,7 @@ from jax import export
 import mtp_jax
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
 from mtp_jax.convert.model import Index, Model
-from mtp_jax.convert.safetensors_file import Info, SafetensorsWriter
+from mtp_jax.convert.safetensors_file import Info, SafetensorsWriter, open_file
 from mtp_jax.convert.stablehlo_program import PLATFORMS, Piece, functions, pieces
 from mtp_jax.convert.table import Entry, check_covered, check_finite, stream
 from mtp_jax.convert.transforms import Copy, Vocabulary
@@ -77,7 +77,7 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
         "window": model.window, "dtype": config.dtype,
         "tokenizer": sorted(model.tokenizer_files) or ("bytes" if isinstance(model.tokenizer, ByteTokenizer) else None),
         "special_ids": special,
-        "params": PARAMS, "functions": facts,
+        "params": _places(folder), "functions": facts,
         "files": {path.name: _checksum(path) for path in sorted(folder.iterdir())},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -105,6 +105,13 @@ def _write_params(model: Model, config: ModelConfig, heads: int, parameters: Map
                 tensor = tensor.astype(infos[name].dtype)
                 check_finite(tensor, f"{name} as {tensor.dtype}", "choose a --dtype of a wider range.")
             writer.write(name, tensor)
+
+
+def _places(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns where each parameter lies in their file, so that nobody needs to read its header."""
+    found = open_file(folder / PARAMS)
+    return {"file": PARAMS, "arrays": {name: {"shape": list(info.shape), "dtype": str(info.dtype),
+                                              "offset": found.places[name][1]} for name, info in found.infos.items()}}
 
 
 def _described(arrays: Mapping[str, Any]) -> dict[str, Any]:

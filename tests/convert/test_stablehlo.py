@@ -152,7 +152,7 @@ def longer(cache, room):
                                                   if name != "sequential")])
 def test_drafts_are_those_of_the_whole_text(tmp_path, name):
     """What a block leaves in the cache drafts as if the text had been read at once, whatever was rejected before."""
-    config, params = made(name, num_heads=4, num_layers=5)
+    config, params = made(name, num_heads=3, num_layers=4)
     exported(tmp_path / "x", as_model(config, params))
     model = loader(tmp_path / "x").Model(tmp_path / "x")
 
@@ -168,14 +168,14 @@ def test_drafts_are_those_of_the_whole_text(tmp_path, name):
     while len(text) < 28:
         right = model.generate([text], 3, speculative=False)[0]
         drafts = np.array(drafts)
-        known = drawn.integers(0, 4)
-        drafts[0, :known] = right[:known]  # random models draft badly: so that 0 to 3 are kept
+        known = drawn.integers(0, 3)
+        drafts[0, :known] = right[:known]  # random models draft badly: so that 0 to 2 are kept
         out = model.functions["verify"](np.append([text[-1:]], drafts, 1).astype(np.int32), cache)
         cache, drafts, kept = out["cache"], out["drafts"], int(out["accepted"][0])
         text += out["next"][0, :kept + 1].tolist()
         places.append(kept)
         assert out["drafts"].tolist() == at_once(text[:-1])["drafts"].tolist()
-    assert {0, 3} <= set(places)
+    assert {0, 2} <= set(places)
 
 
 def test_manifest(tmp_path, greedy_only):
@@ -203,9 +203,12 @@ def test_manifest(tmp_path, greedy_only):
     ours = generate(DecodingModel.from_params(spec, params, window=64), [[1, 2]], max_new_tokens=1, heads=1)
     assert out["next"].tolist() == ours.tokens[0].tolist()
     assert out["cache"]["trunk.0.keys"].dtype == ml_dtypes.bfloat16
-    (tmp_path / "x" / "decode.bin").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="decode.bin is damaged"):
-        module.Model(tmp_path / "x")
+    for file in ("decode.bin", "params.safetensors"):
+        data = bytearray((tmp_path / "x" / file).read_bytes())
+        data[-1] ^= 1
+        (tmp_path / "x" / file).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{file} is damaged"):
+            module.Model(tmp_path / "x")
 
 
 def test_refusals(tmp_path):

@@ -88,8 +88,8 @@ def test_text_equals_ours_in_a_process_without_mtp_jax(tmp_path, greedy_only, na
     config, params = made(name)
     exported(tmp_path / name, as_model(config, params))
     model = DecodingModel.from_params(ModelSpec.create(config), params, window=256)
-    ours = [[row.tolist() for row in generate(model, prompts, max_new_tokens=NEW).tokens] for prompts in BATCHES]
-    assert written(tmp_path / name) == [ours, ours]
+    ours = [row.tolist() for row in generate(model, sum(BATCHES, []), max_new_tokens=NEW).tokens]  # rows alone matter
+    assert written(tmp_path / name) == [[ours[:1], ours[1:]]] * 2
 
 
 def loader(folder):

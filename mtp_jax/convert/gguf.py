@@ -173,7 +173,9 @@ def _quantize(package: Any, tensor: np.ndarray, quantized: Any, name: str) -> np
         scales = part
         if quantized == package.GGMLQuantizationType.Q8_0:  # the scale comes first, in fp16
             scales = np.ascontiguousarray(part.reshape(-1, 34)[:, :2]).view(np.float16)
-        if quantized != package.GGMLQuantizationType.BF16 and not np.isfinite(scales).all():
+        elif quantized == package.GGMLQuantizationType.BF16:  # comes as bits
+            scales = part.view(jnp.bfloat16)
+        if not np.isfinite(scales).all():
             raise ValueError(f"{name} has numbers that {quantized.name} cannot hold: choose --dtype=float32.")
         stored[start:start + rows] = part.view(np.uint8)
     return stored

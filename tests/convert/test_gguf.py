@@ -127,6 +127,9 @@ def test_refusals(tmp_path):
     arrays["trunk/mlp/up"][1, 0, 0] = 1e6
     with pytest.raises(ValueError, match="blk.1.ffn_up.weight has numbers that F16 cannot hold"):
         written(tmp_path / "c", make_model(config, arrays), dtype="float16")
+    arrays["trunk/mlp/up"][1, 0, 0] = np.finfo(np.float32).max
+    with pytest.raises(ValueError, match="blk.1.ffn_up.weight has numbers that BF16 cannot hold"):
+        written(tmp_path / "e", make_model(config, arrays), dtype="bfloat16")
     arrays["trunk/mlp/up"][1, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"trunk/mlp/up\[1\] holds 1 numbers that are NaN"):
         written(tmp_path / "d", make_model(config, arrays))

@@ -1,6 +1,6 @@
 """Format "stablehlo": the model as programs that run without mtp_jax.
 
-    manifest.json          what is here: functions with their arguments and results, ids, heads, checksums
+    manifest.json          what is here: functions with arguments and results, places of parameters, ids, checksums
     prefill.bin .. .bin    the functions (stablehlo_program.py), as jax.export writes them, for CPU, NVIDIA GPU and TPU
     params.safetensors     the parameters, by the names that the functions call them
     load.py                generates with them, greedily, plain and with the model's own drafts

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtp_jax.config import ModelConfig, nearest
 from mtp_jax.convert import head_one, rope
-from mtp_jax.convert.fields import count, number, read_object
+from mtp_jax.convert.fields import count, number, read_object, switch
 from mtp_jax.convert.model import Model
 
 CONFIG = "config.json"
@@ -117,15 +117,16 @@ def from_fields(fields: Mapping[str, Any], place: str, *, head_kind: str, dtype:
         if given.get(name, wanted) != wanted and (name != "sliding_window" or slides):
             raise ValueError(f"{place}: {name}={json.dumps(given[name])}, and only models {which} "
                              f"({name}={json.dumps(wanted)}) can be read.")
-    kinds = set(given.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise ValueError(f"{place}: layer_types has {', '.join(sorted(kinds))}, and only full_attention can be read.")
+    kinds = given.get("layer_types") or []
+    other = [kind for kind in kinds if kind != "full_attention"] if isinstance(kinds, list) else [kinds]
+    if other:
+        raise ValueError(f"{place}: layer_types has {other[0]}, and only full_attention can be read.")
     sizes = {ours: count(given, name, place) for name, ours in _SIZES.items()}
     config = ModelConfig(
         num_heads=1, num_layers=count(given, "num_hidden_layers", place), head_kind=head_kind,
         num_kv_heads=count(given, "num_key_value_heads", place, optional=True),
         head_dim=count(given, "head_dim", place, optional=True),
-        qk_norm=given["model_type"] == "qwen3", tie_embedding=bool(given["tie_word_embeddings"]),
+        qk_norm=given["model_type"] == "qwen3", tie_embedding=switch(given, "tie_word_embeddings", place),
         norm_eps=number(given, "rms_norm_eps", place), init_std=number(given, "initializer_range", place),
         param_dtype=dtype, dtype=dtype, **sizes, **rope.from_fields(fields, place))
     try:
@@ -143,7 +144,7 @@ def _defaults(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     names = fields.get("architectures") or [name for name, known in ARCHITECTURES.items()
                                             if known["model_type"] == fields.get("model_type")]
-    name = str(names[0]) if isinstance(names, list) and names else str(fields.get("model_type"))
+    name = str(names[0] if isinstance(names, list) and names else names or fields.get("model_type"))
     if name not in ARCHITECTURES:
         ours = name == "MTPParallelForCausalLM"
         hint = " Read it with --src_format=hf_parallel." if ours else nearest(name, ARCHITECTURES)

@@ -35,18 +35,23 @@ def from_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
       place: the file, for messages.
 
     Raises:
-      ValueError: a scaling that there is not here, or one that lacks a number.
+      ValueError: a scaling that there is not here, one that lacks a number, or two that differ.
     """
-    found = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
-        raise ValueError(f"{place}: the rotary angles {found} are not one set for all layers, which is what can be "
-                         "read.")
+    sets = [fields[name] for name in ("rope_scaling", "rope_parameters") if fields.get(name)]
+    for given in sets:
+        if not isinstance(given, Mapping) or any(isinstance(value, Mapping) for value in given.values()):
+            raise ValueError(f"{place}: the rotary angles {given} are not one set for all layers, which is what can be "
+                             "read.")
+    found = {name: value for given in sets for name, value in given.items()}
+    kind = _kind(found)
+    if len(sets) == 2 and (_kind(sets[0]) != _kind(sets[1]) or any(
+            sets[0][name] != sets[1][name] for name in sets[0].keys() & sets[1].keys())):
+        raise ValueError(f"{place}: rope_scaling={sets[0]} and rope_parameters={sets[1]} tell of different rotary "
+                         "angles: keep the one that the model was trained with.")
     partial = found.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise ValueError(f"{place}: partial_rotary_factor={partial}, and only models that rotate whole heads (1.0) can "
                          "be read.")
-    kind = found.get("rope_type", found.get("type")) or "default"
-    kind = "none" if kind == "default" else kind
     if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ValueError(f"{place} scales its rotary angles by {kind!r}, which is not known here: what can be read is "
                          f"default, linear and llama3.{nearest(str(kind), _NUMBERS)}")
@@ -58,3 +63,9 @@ def from_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     numbers = {ours: number(found, theirs, place) for theirs, ours in _NUMBERS[kind].items()}
     return {"rope_theta": theta, "rope_scaling": kind,
             **{ours: int(value) if ours == "rope_original_window" else value for ours, value in numbers.items()}}
+
+
+def _kind(found: Mapping[str, Any]) -> Any:
+    """Returns the kind of a set of rotary angles, "none" where they are not scaled; None where it is not named."""
+    kind = found.get("rope_type", found.get("type"))
+    return "none" if kind == "default" or (kind is None and "factor" not in found) else kind

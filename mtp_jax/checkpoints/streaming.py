@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,17 +77,26 @@ def save_params(directory: epath.PathLike, step: int, leaves: Mapping[str, LazyL
         return dataclasses.replace(leaf, read=read)
 
     state = structure.nest({structure.PARAMS + path: guarded(leaf) for path, leaf in leaves.items()})
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # Orbax logs an error from each of its threads; it is raised here, once
     try:
-        with Checkpointer(directory, CheckpointConfig(asynchronous=False)) as checkpointer:
+        with (_no_message_below("CRITICAL"),  # Orbax logs an error from each of its threads; it is raised here, once
+              Checkpointer(directory, CheckpointConfig(asynchronous=False)) as checkpointer):
             checkpointer.save(step, state, extra)
     except Exception as error:
         if failed:
             raise failed[0] from error
         raise
+
+
+@contextlib.contextmanager
+def _no_message_below(level: str) -> Iterator[None]:
+    """Drops messages of absl, by which Orbax speaks, while the context lasts."""
+    logger = logging.get_absl_logger()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(before)
 
 
 def _register() -> None:
@@ -115,10 +125,6 @@ def _register() -> None:
             for value, info, arg in zip(values, infos, args or [None] * len(values)):
                 await super()._background_serialize([value], [info], [arg])
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of the override, which is meant
-    try:
+    with _no_message_below("ERROR"):  # Orbax warns of the override, which is meant
         type_handlers.register_type_handler(np.ndarray, ArrayHandler(), override=True,
                                             func=lambda kind: issubclass(kind, (np.ndarray, LazyLeaf)))
-    finally:
-        logging.set_verbosity(verbosity)

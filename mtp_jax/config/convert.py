@@ -25,6 +25,8 @@ class ConvertConfig:
     step: int | None = flag(None, "Step of a workdir's checkpoint. Default: the newest undamaged one.")
     tokenizer: str = flag("", "Where the model's tokenizer lies now, if it was moved.")
     head_kind: str = flag("parallel", "Of a plain model that becomes a workdir: the kind of heads it is to get.")
+    window: int | None = flag(None, "Tokens of context that the model takes. Default: what --src says, a row of the "
+                              "run's training.")
     max_shard_megabytes: int = flag(5000, "Largest file of safetensors; a larger model is cut into several.")
     name: str = flag("", "Of the model, for its card. Default: the name of the folder.")
 
@@ -48,5 +50,7 @@ class ConvertConfig:
         if self.head_kind != "parallel" and self.src_format in ("workdir", "hf_parallel"):
             raise ValueError(f"--head_kind={self.head_kind} beside --src_format={self.src_format}, whose models have "
                              "their heads: leave it out.")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"--window={self.window} must be at least 1.")
         if self.max_shard_megabytes < 1:
             raise ValueError(f"--max_shard_megabytes={self.max_shard_megabytes} must be at least 1.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -49,6 +50,8 @@ def convert(options: ConvertConfig) -> list[str]:
             raise ValueError(f"--dst={options.dst} is a part of --src={options.src} and not empty, so --overwrite "
                              "would destroy what is converted: name another folder.")
     model = source.read(src, options)
+    if options.window is not None:
+        model = dataclasses.replace(model, window=options.window)
     check_kind(model, options.dst_format)
     if options.heads is not None and options.heads > model.config.num_heads:
         raise ValueError(f"--heads={options.heads}, but {options.src} has {model.config.num_heads}.")

@@ -4,6 +4,7 @@
     tokenizer.model           as well, where that is what it was read from
     tokenizer_config.json     its special tokens, and that BOS comes first
     special_tokens_map.json   the same, for older readers
+    chat_template.jinja       as it was beside the tokenizer, if it was
     tokenizer_test.json       texts and the ids that they have here, to check any reader with
 """
 
@@ -22,7 +23,8 @@ from mtp_jax.convert.sentencepiece_json import to_fields
 from mtp_jax.data.tokenizer import ByteTokenizer, Tokenizer
 
 JSON, SENTENCEPIECE, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
-TEST = "tokenizer_test.json"
+TEST, CHAT = "tokenizer_test.json", "chat_template.jinja"
+BESIDE = (CONFIG, CHAT)  # what goes along with a tokenizer.json
 _KINDS = ("bos", "eos", "pad")
 # Texts of tokenizer_test.json: code, prose, several scripts, characters of two to four bytes, control characters.
 TEXTS = ("def add(a, b):\n    return a + b\n", "Once upon a time there was a miller.", "  two  spaces\tand a tab\r\n",
@@ -38,8 +40,9 @@ def write(model: Model, folder: pathlib.Path) -> bool:
         return False
     given = json.loads(model.tokenizer_files.get(CONFIG, b"{}"))
     data, pieces = model.tokenizer_files.get(JSON), model.tokenizer_files.get(SENTENCEPIECE)
-    if pieces is not None:
-        (folder / SENTENCEPIECE).write_bytes(pieces)
+    for name, content in ((SENTENCEPIECE, pieces), (CHAT, model.tokenizer_files.get(CHAT))):
+        if content is not None:
+            (folder / name).write_bytes(content)
     fields = json.loads(data) if data is not None else byte_fields() if pieces is None else to_fields(pieces)
     tokens = _tokens(fields, tokenizer)
     if data is None or not _begins_with_bos(data, tokenizer):
@@ -89,8 +92,9 @@ def read(folder: pathlib.Path, name: str) -> tuple[Tokenizer | None, dict[str, b
     found = found or path
     if found.suffix != ".json":
         return tokenizer, {SENTENCEPIECE: found.read_bytes()}
-    beside = found.parent / CONFIG
-    return tokenizer, {JSON: found.read_bytes(), **({CONFIG: beside.read_bytes()} if beside.exists() else {})}
+    beside = {file: found.parent / file for file in BESIDE}
+    return tokenizer, {JSON: found.read_bytes(), **{file: place.read_bytes() for file, place in beside.items()
+                                                    if place.exists()}}
 
 
 def byte_fields() -> dict[str, Any]:

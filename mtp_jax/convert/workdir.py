@@ -22,7 +22,8 @@ from mtp_jax import files
 from mtp_jax.checkpoints import reading, structure
 from mtp_jax.checkpoints.init_from import locate
 from mtp_jax.checkpoints.streaming import LazyLeaf, save_params
-from mtp_jax.config import Config, ConvertConfig, DataConfig, dumps, from_dict, to_dict
+from mtp_jax.config import Config, ConvertConfig, dumps, from_dict, to_dict
+from mtp_jax.convert import tokenizer_files
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.table import DTYPES, check_finite
 from mtp_jax.decoding.load import read_run
@@ -104,9 +105,9 @@ def _config(model: Model, stored: str, options: ConvertConfig) -> Config:
     """Returns the settings that a run which starts from the model has: those it was trained with where they are known,
     with the tokenizer where it lies now."""
     known = model.facts.get("config")
-    config = from_dict(known) if known else Config(data=DataConfig(seq_len=model.window))
+    config = from_dict(known) if known else Config()
     shape = dataclasses.replace(model.config, param_dtype=stored)
-    data = config.data
+    data = dataclasses.replace(config.data, seq_len=model.window)
     if model.tokenizer_files:
         data = dataclasses.replace(data, tokenizer=str(pathlib.Path(options.dst).absolute() / TOKENIZER_FOLDER))
     return dataclasses.replace(config, model=shape, data=data)
@@ -136,8 +137,8 @@ def _tokenizer_files(name: str) -> dict[str, bytes]:
     found = [path / file for file in ("tokenizer.json", "tokenizer.model")] if path.is_dir() else [path]
     kept = next(file for file in found if file.exists())
     named = {kept: "tokenizer.json" if kept.suffix == ".json" else "tokenizer.model"}
-    if (kept.parent / "tokenizer_config.json").exists() and kept.suffix == ".json":
-        named[kept.parent / "tokenizer_config.json"] = "tokenizer_config.json"
+    if kept.suffix == ".json":
+        named |= {kept.parent / file: file for file in tokenizer_files.BESIDE if (kept.parent / file).exists()}
     return {target: file.read_bytes() for file, target in named.items()}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mtp_jax.config import Config, OptimizerConfig, to_dict
 from mtp_jax.convert import hf, hf_config, rope, tokenizer_files
+from mtp_jax.convert.command import convert
 from mtp_jax.convert.safetensors_file import open_file, open_folder
 from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.data.tokenizer_files import SentencePieceTokenizer
@@ -155,6 +156,23 @@ def test_a_sentencepiece_model_goes_both_ways(tmp_path):
     (folder / "tokenizer.json").unlink()
     assert read(folder).tokenizer is None
     assert read(folder, tokenizer=str(moved)).tokenizer.hash == tokenizer.hash
+
+
+def test_a_window_and_a_chat_template_go_along(tmp_path):
+    """Heads are often trained on shorter rows than the trunk was, and tools cut texts at what a config tells."""
+    source, template = write(tmp_path / "source", make_model(make_config(num_heads=1))), "{{ bos_token }}"
+    fields = tokenizer_files.byte_fields()
+    fields["added_tokens"][1]["content"] = "<|end|>"  # so that it is not the one of bytes, which has no files
+    (source / "tokenizer.json").write_text(json.dumps(fields))
+    (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|bos|>", "eos_token": "<|end|>"}))
+    (source / "chat_template.jinja").write_text(template)
+    convert(options(source, tmp_path / "run", "workdir", src_format="hf"))
+    convert(options(tmp_path / "run", tmp_path / "out", "hf", window=4096))
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
+    for file, name in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        assert json.loads((tmp_path / "out" / file).read_text())[name] == 4096
+    convert(options(tmp_path / "run", tmp_path / "longer", "workdir", window=64))
+    assert json.loads((tmp_path / "longer" / "config.json").read_text())["data"]["seq_len"] == 64
 
 
 def test_the_card_tells_the_run(tmp_path):

@@ -103,7 +103,17 @@ def swap_modules(arrays):
     return {path: array[::-1] for path, array in arrays.items() if path.startswith("heads/")}
 
 
-@pytest.mark.parametrize("damage, before_norm", [(swap_halves, False), (swap_modules, False), (None, True)])
+def interleave_rotary(arrays):
+    """Rotary pairs side by side, as Meta has them, in the modules alone."""
+    found = {}
+    for path in ("heads/block/attention/query", "heads/block/attention/key"):
+        halves = arrays[path].reshape(*arrays[path].shape[:-1], 2, -1)
+        found[path] = halves.swapaxes(-1, -2).reshape(arrays[path].shape)
+    return found
+
+
+@pytest.mark.parametrize("damage, before_norm", [(swap_halves, False), (swap_modules, False), (None, True),
+                                                 (interleave_rotary, False)])
 def test_a_wrong_export_is_noticed(damage, before_norm, tmp_path):
     config, arrays, model = export(tmp_path / "out", damage=damage, num_heads=3)
     tokens_BxL = random_tokens((2, 22))

@@ -89,7 +89,8 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     plain, further = table(config), heads_table(config) if N > 1 else []
     check_covered(model.leaves, plain + further, lambda path, index: _is_left_out(config, N, path, index))
     announced = infos(model.leaves, plain, options.dtype)
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
+    # vLLM and SGLang load every *.safetensors of a folder unless an index leaves some out, as it does with the heads.
+    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6, index=N > 1) as writer:
         for name, tensor in stream(model, plain, options.dtype):
             writer.write(name, tensor)
     if N > 1:

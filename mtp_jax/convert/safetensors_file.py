@@ -49,11 +49,12 @@ class SafetensorsWriter:
       infos: name -> shape and dtype of every tensor that will come.
       shard_bytes: largest file, but for a tensor that is larger by itself.
       name: of a single file; of several it becomes "NAME-00001-of-00003.safetensors".
+      index: write the index for a single file too.
       metadata: more of the header's facts, strings; "format": "pt", which older readers want, is always there.
     """
 
     def __init__(self, folder: pathlib.Path, infos: Mapping[str, Info], *, shard_bytes: int = 5 * 10**9,
-                 name: str = SINGLE, metadata: Mapping[str, str] | None = None):
+                 name: str = SINGLE, index: bool = False, metadata: Mapping[str, str] | None = None):
         shards: list[list[str]] = [[]]
         size = 0
         for tensor, info in infos.items():
@@ -83,10 +84,10 @@ class SafetensorsWriter:
             handle.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors:
                 self._places[tensor] = (handle, 8 + len(text) + header[tensor]["data_offsets"][0])
-        if len(files) > 1:
+        if len(files) > 1 or index:
             weight_map = {tensor: file for file, tensors in zip(files, shards) for tensor in tensors}
-            index = {"metadata": {"total_size": sum(info.nbytes for info in infos.values())}, "weight_map": weight_map}
-            (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            told = {"metadata": {"total_size": sum(info.nbytes for info in infos.values())}, "weight_map": weight_map}
+            (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
 
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Puts a tensor into its place.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mtp_jax.config import Config, OptimizerConfig, to_dict
 from mtp_jax.convert import hf, hf_config, rope, tokenizer_files
 from mtp_jax.convert.command import convert
-from mtp_jax.convert.safetensors_file import open_file, open_folder
+from mtp_jax.convert.safetensors_file import INDEX, open_file, open_folder
 from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.data.tokenizer_files import SentencePieceTokenizer
 from tests.convert.models import assert_same, make_arrays, make_config, make_model, options, read_all
@@ -64,8 +64,16 @@ def test_shards_and_what_lies_in_which_file(tmp_path):
             "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}
     heads = open_file(folder / hf.HEADS)
     assert {name.split(".")[1] for name in heads.infos} == {"2"} and len(heads.infos) == 9
-    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     assert set(weight_map) == names
+
+
+def test_an_index_leaves_out_the_further_heads(tmp_path):
+    """Servers load all of a folder's safetensors but those that its index does not name."""
+    folder = write(tmp_path / "out", make_model(make_config()))
+    assert set(json.loads((folder / INDEX).read_text())["weight_map"].values()) == {"model.safetensors"}
+    alone = write(tmp_path / "alone", make_model(make_config()), heads=1)
+    assert [file.name for file in alone.glob("*.safetensors*")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("kind", ["parallel", "causal", "anticausal", "linear", "sequential", "medusa"])

@@ -37,7 +37,8 @@ def set_tensors(folder, changes):
     before = open_folder(folder)
     tensors = {name: before.read(name) for name in before.infos} | changes
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    with SafetensorsWriter(folder, {name: Info(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}) as new:
+    infos = {name: Info(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    with SafetensorsWriter(folder, infos, index=True) as new:
         for name, tensor in tensors.items():
             new.write(name, tensor)
 
@@ -137,7 +138,8 @@ def test_configs_that_do_not_fit(name, folder):
 
 @pytest.mark.parametrize("name, data, message", [
     ("config.json", b'{"model_type": ', r"config\.json is damaged"), ("config.json", b"[]", r"no JSON object"),
-    ("config.json", None, r"has no config\.json"), ("model.safetensors", None, r"has neither model\.safetensors"),
+    ("config.json", None, r"has no config\.json"),
+    ("model.safetensors", None, r"lacks model\.safetensors, which model\.safetensors\.index\.json lists"),
     ("model.safetensors", lambda data: data[:-100], r"cut off or damaged; copy it again"),
     ("model.safetensors", lambda data: data[:50], r"cut off in its header"),
     (hf.HEADS, lambda data: data[:-1], r"mtp_heads\.safetensors has .* cut off"),

@@ -16,14 +16,16 @@ paper's for CodeContests, in proportion: a sixth of the source's peak learning r
 
 Heads for a model from elsewhere: a Llama of Hugging Face becomes a run's folder, and goes on from there.
 
-    python -m mtp_jax.convert --src=LLAMA --src_format=hf --dst=runs/llama --dst_format=workdir
+    python -m mtp_jax.convert --src=LLAMA --src_format=hf --dst=runs/llama --dst_format=workdir --dtype=float32
     python -m experiments.finetune --workdir=runs/llama4 --config.source_run=runs/llama --config.num_heads=4 \\
         --config.data.source=files --config.data.path=FOLDER --config.train.trainable="('heads/*',)"
 
 Such a folder tells of no data and no recipe, so there is nothing to be in proportion to. It gets 1000 steps of 8 rows
 of at most 1024 tokens, 1e-4 as its peak learning rate, which is less than Llama's own, and clipping at 1; a model of a
 few million parameters takes ten times that rate. With train.trainable as above only the heads move, head 1 among them;
-without it everything does. New heads of the kind parallel start as copies of head 1, others fresh.
+without it everything does. New heads of the kind parallel start as copies of head 1, others fresh. In bfloat16 a step
+below a 512th of a parameter is lost: head 1 of experiments.code_bpe, imported and given two new heads, has them at 6.40
+and 6.82 nats a token after 80 steps of 128 tokens a row, and at 6.11 and 6.53 with --dtype=float32 (one run of each).
 
 Expected: of experiments.stories, which ends at 1.97 bits per held-out byte for head 1, one head is left at 1.91 after
 520 more steps, and with both heads (--config.num_heads=2) it is at 1.92. Its head 1 alone, exported to hf and imported
@@ -33,6 +35,8 @@ of 1e-3; from fresh heads they are at 3.39, 4.01 and 4.22; head 1 itself is at 1
 
 import dataclasses
 import json
+
+from absl import logging
 
 from mtp_jax import presets, train
 from mtp_jax.config import Config, OptimizerConfig, TrainConfig, from_dict, to_config_dict
@@ -80,6 +84,9 @@ def get_config(source_run="", num_heads=1):
     if is_imported:
         config.data.batch_size, config.data.seq_len = 8, min(source.data.seq_len, 1024)
         config.optimizer.learning_rate = 1e-4
+        if source.model.param_dtype == "bfloat16":
+            logging.warning("%s keeps its parameters in bfloat16, which loses small updates: convert it with "
+                            "--dtype=float32 to train it.", source_run)
         return config
     recipe, before = presets.get_recipe("codecontests"), presets.get_recipe("code_7b_200b")
     config.optimizer.learning_rate *= recipe.learning_rate / before.learning_rate

@@ -54,7 +54,7 @@ def from_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
                          "be read.")
     if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ValueError(f"{place} scales its rotary angles by {kind!r}, which is not known here: what can be read is "
-                         f"default, linear and llama3.{nearest(str(kind), _NUMBERS)}")
+                         f"default, linear and llama3.{nearest(str(kind), ('default', 'linear', 'llama3'))}")
     lacking = [name for name in _NUMBERS[kind] if found.get(name) is None]
     if lacking:
         raise ValueError(f"{place}: the scaling {kind!r} of its rotary angles has {found}, which lacks "

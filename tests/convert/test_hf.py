@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mtp_jax.config import Config, OptimizerConfig, to_dict
@@ -135,6 +135,7 @@ def test_both_versions_words_are_in_the_config(tmp_path):
 
 @given(st.text())
 def test_bytes_as_a_tokenizer_json_have_our_ids(text):
+    assume(not any(token in text for token in ("<|bos|>", "<|eos|>", "<|pad|>")))  # those are text to us alone
     assert READER.encode(text).ids == [256, *ByteTokenizer().encode(text).tolist()]
     assert READER.decode(READER.encode(text, add_special_tokens=False).ids, skip_special_tokens=True) == text
 

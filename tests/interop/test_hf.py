@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.checkpoints import load_params, structure
@@ -170,6 +170,7 @@ def test_the_tokenizer_gives_our_ids_with_bos_before_them(name, tmp_path):
     @settings(max_examples=100)
     @given(st.text(st.characters(exclude_categories=["Cs"] if name == "bytes" else ["Cs", "Cc", "Cn", "Co"])))
     def same(text):
+        assume(not any(token in text for token in theirs.all_special_tokens))  # those are text to us alone
         ids = tokenizer.encode(text).tolist()
         assert theirs(text)["input_ids"] == [tokenizer.bos_id, *ids]
         assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)

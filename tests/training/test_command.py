@@ -31,6 +31,7 @@ def test_a_run_prints_losses_a_sample_and_where_things_lie(corpus, tmp_path):
     assert "| steps | 8 of 8 |" in card.read_text()
 
 
+@pytest.mark.slow
 def test_the_export_of_a_longer_run_replaces_the_earlier_one(corpus, tmp_path):
     """As at the end of a run that goes on; what cannot be exported is told, and the run was a success all the same."""
     assert prepare(small(corpus, logging__tensorboard=False), tmp_path).train() == 0

@@ -17,7 +17,7 @@ from mtp_jax.checkpoints.structure import Leaf, flatten
 from mtp_jax.config import ModelConfig, nearest
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import Info, Tensors
-from mtp_jax.convert.transforms import Copy, Folded, InterleavedLinear, InterleavedNorm, Linear, Shape, Vocabulary
+from mtp_jax.convert.transforms import Copy, Folded, InterleavedLinear, InterleavedNorm, Linear, Vocabulary
 from mtp_jax.model import ModelSpec
 
 DTYPES = {"float64": np.dtype(np.float64), "float32": np.dtype(np.float32), "float16": np.dtype(np.float16),
@@ -236,11 +236,11 @@ def reader(leaves: Mapping[str, Leaf], entries: Sequence[Entry], tensors: Tensor
     missing = [name for name in wanted if name not in tensors.infos]
     extra = [name for name in tensors.infos if name not in wanted and not ignored(name)]
     if missing:
-        raise ValueError(f"{tensors.place} lacks {_listed(missing)}.{_candidates(missing[0], extra)} Its config says "
+        raise ValueError(f"{tensors.place} lacks {_listed(missing)}.{nearest(missing[0], extra)} Its config says "
                          "that it should be there: convert a whole checkpoint.")
     if extra:
         raise ValueError(f"{tensors.place} holds {_listed(extra)}, which the model of its config has no place for."
-                         f"{_candidates(extra[0], [name for name in wanted])}")
+                         f"{nearest(extra[0], list(wanted))}")
     for name, info in wanted.items():
         found = tensors.infos[name]
         if found.shape != info.shape:
@@ -272,12 +272,3 @@ def _listed(names: Collection[str]) -> str:
     """Returns the first names, and how many more there are."""
     shown = ", ".join(list(names)[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _candidates(name: str, others: Sequence[str]) -> str:
-    """Returns what a wrong name may stand for."""
-    return nearest(name, others)
-
-
-__all__ = ["DTYPES", "Entry", "BlockNames", "LLAMA", "META", "Shape", "block_entries", "check_covered", "check_finite",
-           "embedding_entry", "infos", "leaves_of", "reader", "stored_dtype", "stream", "unembedding_entry"]

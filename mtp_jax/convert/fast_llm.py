@@ -17,17 +17,16 @@ from mtp_jax.convert import head_one, hf_config, rope, tokenizer_files
 from mtp_jax.convert.fields import count, number, switch
 from mtp_jax.convert.meta import check_tokenizer, first_heads, is_further
 from mtp_jax.convert.model import Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_folder
+from mtp_jax.convert.safetensors_file import Tensors, open_folder
 from mtp_jax.convert.table import (
     LLAMA,
     Entry,
     block_entries,
     check_covered,
-    infos,
     leaves_of,
     reader,
     stored_dtype,
-    stream,
+    write_safetensors,
 )
 from mtp_jax.model import num_trunk_layers
 
@@ -61,12 +60,8 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
                              f"{' and '.join(map(str, able))} alone: choose --dst_format=hf_parallel.")
     entries = table(config)
     check_covered(model.leaves, entries, lambda path, index: is_further(config, path, index))
-    announced = infos(model.leaves, entries, options.dtype)
-    dtype = str(announced["model.embed_tokens.weight"].dtype)
+    dtype = write_safetensors(model, entries, folder, options)
     hf_config.dump(folder / CONFIG, config_json(config, model, dtype))
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
-        for name, tensor in stream(model, entries, options.dtype):
-            writer.write(name, tensor)
     tokenizer_files.write(model, folder)
     return [f"Fast-LLM reads {options.dst} as the checkpoint format mtp_llama.",
             f"For transformers copy {CODE[0]} and {CODE[1]} of Fast-LLM (fast_llm_external_models/mtp_llama) into it: "

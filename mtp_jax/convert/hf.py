@@ -28,17 +28,16 @@ from absl import logging
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice, from_dict
 from mtp_jax.convert import head_one, hf_card, hf_config, hf_mtp, tokenizer_files
 from mtp_jax.convert.model import Index, Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter, Tensors, open_file, open_folder
+from mtp_jax.convert.safetensors_file import Tensors, open_file, open_folder
 from mtp_jax.convert.table import (
     LLAMA,
     Entry,
     block_entries,
     check_covered,
-    infos,
     leaves_of,
     reader,
     stored_dtype,
-    stream,
+    write_safetensors,
 )
 from mtp_jax.convert.transforms import Folded, Linear, Vocabulary
 from mtp_jax.model.heads import get_head_kind
@@ -88,18 +87,12 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     config = _first(model.config, N)
     plain, further = table(config), heads_table(config) if N > 1 else []
     check_covered(model.leaves, plain + further, lambda path, index: _is_left_out(config, N, path, index))
-    announced = infos(model.leaves, plain, options.dtype)
     # vLLM and SGLang load every *.safetensors of a folder unless an index leaves some out, as it does with the heads.
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6, index=N > 1) as writer:
-        for name, tensor in stream(model, plain, options.dtype):
-            writer.write(name, tensor)
+    dtype = write_safetensors(model, plain, folder, options, index=N > 1)
     if N > 1:
         facts = {name: getattr(config, name) for name in _FACTS}
-        with SafetensorsWriter(folder, infos(model.leaves, further, options.dtype), name=HEADS, shard_bytes=2**62,
-                               metadata={"mtp_jax": json.dumps(facts)}) as writer:
-            for name, tensor in stream(model, further, options.dtype):
-                writer.write(name, tensor)
-    dtype = str(announced["model.embed_tokens.weight"].dtype)
+        write_safetensors(model, further, folder, options, name=HEADS, shard_bytes=2**62,
+                          metadata={"mtp_jax": json.dumps(facts)})
     hf_config.write(model, config, dtype, folder)
     has_tokenizer = tokenizer_files.write(model, folder)
     lines = python_lines(options.dst) if has_tokenizer else python_lines(options.dst)[:2]

@@ -21,8 +21,7 @@ from typing import Any
 from mtp_jax.config import ConvertConfig, ModelConfig
 from mtp_jax.convert import head_one, hf_card, hf_config, tokenizer_files
 from mtp_jax.convert.model import Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter
-from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, infos, stream
+from mtp_jax.convert.table import LLAMA, Entry, block_entries, check_covered, write_safetensors
 from mtp_jax.convert.transforms import Copy, Linear
 
 HEAD_KINDS = ("sequential",)
@@ -84,11 +83,7 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
                          "--dst_format=hf_mtp all share head 1's: choose hf, or train with 'shared'.")
     entries = table(config)
     check_covered(model.leaves, entries, lambda path, index: path.startswith("heads/") and index[:1] >= (N - 1,))
-    announced = infos(model.leaves, entries, options.dtype)
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
-        for name, tensor in stream(model, entries, options.dtype):
-            writer.write(name, tensor)
-    dtype = str(announced["model.embed_tokens.weight"].dtype)
+    dtype = write_safetensors(model, entries, folder, options)
     hf_config.dump(folder / hf_config.CONFIG, to_fields(model, config, dtype))
     hf_config.dump(folder / "generation_config.json", hf_config.special_ids(model))
     if not is_mellum(config):

@@ -13,19 +13,18 @@ from typing import Any
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
 from mtp_jax.convert import hf_card, hf_config, tokenizer_files
 from mtp_jax.convert.model import Index, Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter, open_folder
+from mtp_jax.convert.safetensors_file import open_folder
 from mtp_jax.convert.table import (
     LLAMA,
     Entry,
     block_entries,
     check_covered,
     embedding_entry,
-    infos,
     leaves_of,
     reader,
     stored_dtype,
-    stream,
     unembedding_entry,
+    write_safetensors,
 )
 from mtp_jax.convert.transforms import Linear
 from mtp_jax.model import num_trunk_layers
@@ -70,11 +69,7 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
     config = _first(model.config, options.heads or model.config.num_heads)
     entries = table(config)
     check_covered(model.leaves, entries, lambda path, index: _is_further(config, path, index))
-    announced = infos(model.leaves, entries, options.dtype)
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
-        for name, tensor in stream(model, entries, options.dtype):
-            writer.write(name, tensor)
-    dtype = str(announced["model.embed_tokens.weight"].dtype)
+    dtype = write_safetensors(model, entries, folder, options)
     hf_config.dump(folder / hf_config.CONFIG, to_fields(model, config, dtype))
     hf_config.dump(folder / "generation_config.json", hf_config.special_ids(model))
     (folder / CODE.name).write_bytes(CODE.read_bytes())

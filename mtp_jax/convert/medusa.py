@@ -11,8 +11,7 @@ import pathlib
 
 from mtp_jax.config import ConvertConfig, ModelConfig
 from mtp_jax.convert.model import Model
-from mtp_jax.convert.safetensors_file import SafetensorsWriter
-from mtp_jax.convert.table import Entry, embedding_entry, infos, stream, unembedding_entry
+from mtp_jax.convert.table import Entry, embedding_entry, unembedding_entry, write_safetensors
 from mtp_jax.convert.transforms import Linear
 
 HEAD_KINDS = ("medusa",)
@@ -50,12 +49,8 @@ def write(model: Model, folder: pathlib.Path, options: ConvertConfig) -> list[st
              "vocab_size": config.vocab_size, "truncated_vocab_size": config.vocab_size, "num_heads": heads - 1,
              "num_hidden_layers": config.medusa_layers, "medusa_fc_bias": False,
              "original_lm_head": config.unembedding == "shared"}
-    announced = infos(model.leaves, entries, options.dtype)
-    facts["torch_dtype"] = str(next(iter(announced.values())).dtype)
+    facts["torch_dtype"] = write_safetensors(model, entries, folder, options)
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
-    with SafetensorsWriter(folder, announced, shard_bytes=options.max_shard_megabytes * 10**6) as writer:
-        for name, tensor in stream(model, entries, options.dtype):
-            writer.write(name, tensor)
     source = f"--src={options.src}" + (f" --step={options.step}" if options.step is not None else "")
     return [f"The heads alone; the model that they draft for: python -m mtp_jax.convert {source} --dst=TARGET "
             "--dst_format=hf",

@@ -7,16 +7,18 @@ missing or too many in a file; whether an array of ours would be lost.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from absl import logging
 
 from mtp_jax.checkpoints.structure import Leaf, flatten
-from mtp_jax.config import ModelConfig, nearest
+from mtp_jax.config import ConvertConfig, ModelConfig, nearest
 from mtp_jax.convert.model import Index, Model
-from mtp_jax.convert.safetensors_file import Info, Tensors
+from mtp_jax.convert.safetensors_file import Info, SafetensorsWriter, Tensors
 from mtp_jax.convert.transforms import Copy, Folded, InterleavedLinear, InterleavedNorm, Linear, Vocabulary
 from mtp_jax.model import ModelSpec
 
@@ -167,6 +169,18 @@ def stream(model: Model, entries: Sequence[Entry], dtype: str | None) -> Iterato
                 tensor = tensor.astype(DTYPES[dtype])
             check_finite(tensor, f"{where} as {dtype}", "choose a --dtype of a wider range.")
         yield entry.name, tensor
+
+
+def write_safetensors(model: Model, entries: Sequence[Entry], folder: pathlib.Path, options: ConvertConfig,
+                      **settings: Any) -> str:
+    """Writes the tensors of a table and returns the dtype of the first, "" where there is none; `settings` go over
+    those that `SafetensorsWriter` gets of the options."""
+    announced = infos(model.leaves, entries, options.dtype)
+    settings = {"shard_bytes": options.max_shard_megabytes * 10**6, **settings}
+    with SafetensorsWriter(folder, announced, **settings) as writer:
+        for name, tensor in stream(model, entries, options.dtype):
+            writer.write(name, tensor)
+    return next((str(info.dtype) for info in announced.values()), "")
 
 
 def check_finite(array: np.ndarray, where: str, remedy: str) -> None:

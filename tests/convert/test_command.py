@@ -12,7 +12,7 @@ import pytest
 
 from mtp_jax import commands
 from mtp_jax.config import ConvertConfig
-from mtp_jax.convert import command, formats, hf
+from mtp_jax.convert import command, formats, table
 from mtp_jax.convert.__main__ import main
 from tests.convert.models import assert_same, make_arrays, make_config, make_workdir, options, read_all
 
@@ -54,8 +54,8 @@ def test_a_failure_leaves_what_was_there(source, tmp_path, monkeypatch, before):
                 raise OSError(28, "No space left on device", str(place))
             yield pair
 
-    original = hf.stream
-    monkeypatch.setattr(hf, "stream", stream)
+    original = table.stream
+    monkeypatch.setattr(table, "stream", stream)
     with pytest.raises(OSError, match="No space left"):
         command.convert(options(source, place, "hf", overwrite=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"] * before
@@ -64,10 +64,10 @@ def test_a_failure_leaves_what_was_there(source, tmp_path, monkeypatch, before):
 
 def test_a_killed_command_leaves_nothing_that_looks_whole(source, tmp_path):
     """kill -9 in the middle of writing: what is left has another name, and the command works again."""
-    code = ("import os, signal, sys\nfrom mtp_jax.convert import convert, hf\noriginal = hf.stream\n"
+    code = ("import os, signal, sys\nfrom mtp_jax.convert import convert, table\noriginal = table.stream\n"
             "def stream(*arguments):\n    for number, pair in enumerate(original(*arguments)):\n"
             "        if number == 9: os.kill(os.getpid(), signal.SIGKILL)\n        yield pair\n"
-            f"hf.stream = stream\nconvert(src={str(source)!r}, dst={str(tmp_path / 'out')!r})")
+            f"table.stream = stream\nconvert(src={str(source)!r}, dst={str(tmp_path / 'out')!r})")
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
     assert [path.name[:12] for path in tmp_path.iterdir()] == ["out.partial-"]
     command.convert(options(source, tmp_path / "out", "hf"))
@@ -128,8 +128,8 @@ def test_what_came_into_the_destination_meanwhile_stays(source, tmp_path, monkey
         (tmp_path / "out" / "mine.txt").write_text("mine")
         yield from original(*arguments)
 
-    original = hf.stream
-    monkeypatch.setattr(hf, "stream", stream)
+    original = table.stream
+    monkeypatch.setattr(table, "stream", stream)
     with pytest.raises(ValueError, match="is not empty"):
         command.convert(options(source, tmp_path / "out", "hf"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
@@ -166,8 +166,8 @@ def test_ends_that_are_no_ones_mistake(source, tmp_path, monkeypatch, capsys, ra
         yield next(original(*arguments))
         raise raised
 
-    original = hf.stream
-    monkeypatch.setattr(hf, "stream", stream)
+    original = table.stream
+    monkeypatch.setattr(table, "stream", stream)
     values = {field.name: field.default for field in dataclasses.fields(ConvertConfig)}
     flags = {name: SimpleNamespace(value=value) for name, value in {
         **values, "src": str(source), "dst": str(tmp_path / "out")}.items()}

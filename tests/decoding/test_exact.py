@@ -97,6 +97,7 @@ def test_greedy_is_exact_for_a_trained_model(x64):
     assert accepted[0] > accepted[1] > accepted[2] > 10  # without drafts the counts could agree on nothing
 
 
+@pytest.mark.slow
 def test_greedy_is_exact_with_fewer_heads_than_the_model_has(x64, greedy_only):
     entry, model = greedy_model("trained")
     assert check_every_block(entry, model, [{"heads": 2}, {"heads": 3}], "trained", batches=3) >= TOKENS

@@ -71,6 +71,7 @@ def test_a_tree_is_refused(x64, greedy_only):
         generate(model, [[1]], max_new_tokens=3, tree=Tree((-1, 0, 0), (0, 0, 1)))
 
 
+@pytest.mark.slow
 def test_calibration_and_choice_are_of_chains(x64, greedy_only):
     """Ranks are those of a plain count, the prediction is what decoding makes, and no tree is a candidate."""
     entry, model = greedy_model("sequential")

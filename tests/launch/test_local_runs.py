@@ -99,6 +99,7 @@ def assert_same(first, second, rtol=1e-5):
     np.testing.assert_allclose(list(first.values()), list(second.values()), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_in_the_middle_come_back_and_train_what_one_does(corpus, tmp_path):
     # Steps long enough that the signal, which takes a second to reach all, comes before the last of them.
     changes = dict(train__num_steps=20, train__checkpoint_every=100, train__validate_every=20, train__seed=5,

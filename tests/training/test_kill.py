@@ -26,7 +26,7 @@ def last_step(workdir):
     return json.loads(whole[-1])["step"] if whole else 0
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_change_nothing(kills, corpus, tmp_path):
     done = run(command(corpus, tmp_path / "unbroken", **CHANGES))
     assert done.returncode == 0, done.stderr

@@ -211,6 +211,7 @@ def test_a_profile_that_cannot_come_is_told(unbroken, corpus, tmp_path, caplog):
     assert "profile_start=3 is not among the steps 9 to 9" in caplog.text
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_resume_and_compile_once(corpus, tmp_path):
     changes = dict(model__param_dtype="bfloat16", model__dtype="bfloat16", optimizer__schedule_steps=8)
     run = prepare.prepare(small(corpus, train__num_steps=4, **changes), tmp_path)

@@ -140,6 +140,7 @@ def test_the_description_has_a_line_a_source_and_what_the_run_reads_of_it(mixed,
     assert text[first + 1].endswith(f"; 0.25 of this run's rows: 16, {16 / rows['prose']:.3g} epochs of at most 9")
 
 
+@pytest.mark.slow
 def test_a_mixture_on_the_command_line(mixed, tmp_path):
     changes = dict(data__mixture=configs.to_dict(mixed())["data"]["mixture"], data__source="stdlib", data__path="")
     done = run(command("", tmp_path, **changes))

@@ -85,6 +85,7 @@ def test_the_page_holds_a_file_for_each_piece():
     assert all(f"`experiments/{name}.py`" in EXTENDING for name in FILES)
 
 
+@pytest.mark.slow
 def test_the_head_kind_trains_as_a_command_and_its_sample_comes_from_it(checkout, corpus, tmp_path):
     arguments = command(corpus["path"], tmp_path)[4:]  # those that make a run small
     done = subprocess.run([sys.executable, "-m", "experiments.mlp_heads", f"--workdir={tmp_path / 'run'}", *arguments],

@@ -57,6 +57,7 @@ def workdir(tmp_path_factory):
     return write_workdir(tmp_path_factory.mktemp("trained") / "run", spec.config, {7: params}, seq_len=WINDOW)
 
 
+@pytest.mark.slow
 def test_drafting_is_measured_beside_head_1_and_a_sample_is_coloured(workdir):
     trial = drafting.run_trial(workdir, temperature=0.8)
     assert len(trial.alone) == len(trial.drafted) == len(drafting.CODE) and trial.prompt == "def __init__(self"

@@ -45,9 +45,9 @@ def model(entry):
 
 
 @pytest.mark.parametrize("block, name", [
-    (CHAIN, "top_p"), (TREE, "top_k and min_p"),
+    (TREE, "top_k and min_p"),
     *(pytest.param(block, name, marks=pytest.mark.slow) for block, name in (
-        (CHAIN, "plain"), (CHAIN, "top_k and min_p"), (TREE, "plain"), (TREE, "top_p")))])
+        (CHAIN, "top_p"), (CHAIN, "plain"), (CHAIN, "top_k and min_p"), (TREE, "plain"), (TREE, "top_p")))])
 def test_twenty_thousand_texts(block, name, entry, model):
     filters = FILTERS[name]
     results = [generate(model, [PROMPT] * ROWS, max_new_tokens=3, seed=seed, **filters, **block)

@@ -115,6 +115,7 @@ def test_a_disk_that_is_full_at_the_second_save_ends_the_run_with_a_word(corpus,
     assert not integrity.find_faults(tmp_path / "checkpoints" / "4")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_word_and_keeps_the_last_good_checkpoint(corpus, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

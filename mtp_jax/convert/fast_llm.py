@@ -28,7 +28,6 @@ from mtp_jax.convert.table import (
     stored_dtype,
     write_safetensors,
 )
-from mtp_jax.model import num_trunk_layers
 
 HEAD_KINDS = ("parallel",)
 CONFIG, MODEL_TYPE = "config.json", "mtp_llama"
@@ -75,31 +74,16 @@ def config_json(config: ModelConfig, model: Model, dtype: str) -> dict[str, Any]
 
     Fast-LLM refuses fields that it does not know.
     """
+    fields = hf_config.to_fields(model, config, dtype)
+    del fields["dtype"]
     return {
+        **fields,
         "architectures": ["MTPLlamaForCausalLM"],
         "model_type": MODEL_TYPE,
         "auto_map": {"AutoConfig": "configuration_mtp_llama.MTPLlamaConfig",
                      "AutoModel": "modeling_mtp_llama.MTPLlamaModel",
                      "AutoModelForCausalLM": "modeling_mtp_llama.MTPLlamaForCausalLM"},
         "prediction_heads": config.num_heads,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": num_trunk_layers(config) + 1,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.attention_head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.window,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embedding,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        **rope.to_fields(config),
-        **hf_config.special_ids(model),
-        "torch_dtype": dtype,
     }
 
 

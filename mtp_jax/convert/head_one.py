@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mtp_jax.config import ModelConfig
 from mtp_jax.convert.model import Index
 from mtp_jax.convert.table import (
@@ -12,7 +14,7 @@ from mtp_jax.convert.table import (
     unembedding_entry,
 )
 from mtp_jax.convert.transforms import Folded
-from mtp_jax.model import num_trunk_layers
+from mtp_jax.model import get_head_kind, num_trunk_layers
 
 # Head kinds whose head 1 is a plain transformer: the trunk, and the layers that head 1 reads it through.
 HEAD_KINDS = ("parallel", "causal", "anticausal", "linear", "sequential", "medusa")
@@ -53,6 +55,12 @@ def entries(config: ModelConfig, names: BlockNames, *, embedding: str, layer: st
     path = "embedding/embedding" if config.tie_embedding else "unembedding/kernel"
     own: Index = (0,) if config.unembedding == "replicated" else ()
     return [*lines, Entry(unembedding, path, own, Folded(rows=config.vocab_size or 0))]
+
+
+def first_heads(config: ModelConfig, heads: int) -> ModelConfig:
+    """Returns the shape of the trunk and the first heads alone."""
+    taken = get_head_kind(config.head_kind).layers_per_head * (config.num_heads - heads)
+    return dataclasses.replace(config, num_heads=heads, num_layers=config.num_layers - taken)
 
 
 def ties(config: ModelConfig) -> bool:

@@ -137,9 +137,8 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     if tokenizer is None:
         logging.warning("%s has no tokenizer: name one by --tokenizer=FILE, or what is made of the model cannot tell "
                         "text.", path)
-    elif tokenizer.vocab_size > (config.vocab_size or 0):
-        raise ValueError(f"{options.tokenizer or path} has a tokenizer of {tokenizer.vocab_size} ids, and the model "
-                         f"has {config.vocab_size}: name its own by --tokenizer=FILE.")
+    else:
+        tokenizer_files.check_ids(tokenizer, config, options.tokenizer or path)
     return Model(config, shapes, read_leaf, window, tokenizer, files, {"source": str(path)})
 
 
@@ -154,8 +153,7 @@ def _first(config: ModelConfig, heads: int) -> ModelConfig:
                          "each of which stacks on all later ones: leave out --heads, or write head 1 alone.")
     if config.head_kind == "anticausal":
         return config
-    taken = get_head_kind(config.head_kind).layers_per_head * (config.num_heads - heads)
-    return dataclasses.replace(config, num_heads=heads, num_layers=config.num_layers - taken)
+    return head_one.first_heads(config, heads)
 
 
 def _is_left_out(config: ModelConfig, heads: int, path: str, index: Index) -> bool:

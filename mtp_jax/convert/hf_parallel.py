@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtp_jax.config import ConvertConfig, ModelConfig, check_choice
-from mtp_jax.convert import hf_card, hf_config, tokenizer_files
+from mtp_jax.convert import head_one, hf_card, hf_config, tokenizer_files
 from mtp_jax.convert.model import Index, Model
 from mtp_jax.convert.safetensors_file import open_folder
 from mtp_jax.convert.table import (
@@ -132,9 +132,8 @@ def read(path: pathlib.Path, options: ConvertConfig) -> Model:
     config, window = from_fields(fields, str(path / hf_config.CONFIG), dtype=stored_dtype(tensors))
     leaves = leaves_of(config, tensors)
     tokenizer, files = tokenizer_files.read(path, options.tokenizer)
-    if tokenizer is not None and tokenizer.vocab_size > (config.vocab_size or 0):
-        raise ValueError(f"{options.tokenizer or path} has a tokenizer of {tokenizer.vocab_size} ids, and the model "
-                         f"has {config.vocab_size}: name its own by --tokenizer=FILE.")
+    if tokenizer is not None:
+        tokenizer_files.check_ids(tokenizer, config, options.tokenizer or path)
     return Model(config, leaves, reader(leaves, table(config), tensors), window, tokenizer, files,
                  {"source": str(path)})
 
@@ -202,8 +201,7 @@ def _first(config: ModelConfig, heads: int) -> ModelConfig:
     if config.head_kind == "anticausal" and heads < config.num_heads:
         raise ValueError(f"--heads={heads} of {config.num_heads} cannot be had with heads of the kind 'anticausal', "
                          "for head 1 stacks on all others: leave out --heads.")
-    taken = get_head_kind(config.head_kind).layers_per_head * (config.num_heads - heads)
-    return dataclasses.replace(config, num_heads=heads, num_layers=config.num_layers - taken)
+    return head_one.first_heads(config, heads)
 
 
 def _is_further(config: ModelConfig, path: str, index: Index) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import logging
 
+from mtp_jax.config import ModelConfig
 from mtp_jax.convert.hf_config import dump
 from mtp_jax.convert.model import Model
 from mtp_jax.convert.sentencepiece_json import to_fields
@@ -95,6 +96,13 @@ def read(folder: pathlib.Path, name: str) -> tuple[Tokenizer | None, dict[str, b
     beside = {file: found.parent / file for file in BESIDE}
     return tokenizer, {JSON: found.read_bytes(), **{file: place.read_bytes() for file, place in beside.items()
                                                     if place.exists()}}
+
+
+def check_ids(tokenizer: Tokenizer, config: ModelConfig, place: str | pathlib.Path) -> None:
+    """Raises ValueError where the tokenizer at `place` has ids that a model lacks."""
+    if tokenizer.vocab_size > (config.vocab_size or 0):
+        raise ValueError(f"{place} has a tokenizer of {tokenizer.vocab_size} ids, and the model has "
+                         f"{config.vocab_size}: name its own by --tokenizer=FILE.")
 
 
 def byte_fields() -> dict[str, Any]:

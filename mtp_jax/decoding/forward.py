@@ -202,6 +202,18 @@ def states_in_line(config: ModelConfig, weights: Weights, verified: Verified, dt
     return jnp.stack(states, axis=2)
 
 
+def states_everywhere(config: ModelConfig, weights: Weights, verified: Verified, *, heads: int,
+                      dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns the states of heads 2..`heads` at every position of whole rows, h_BxPxJxD; those of a kind that drafts in
+    turn read the text itself instead of drafts."""
+    kind, build = get_head_kind(config.head_kind), builders(config)
+    if kind.in_turn:
+        return states_in_line(config, weights, verified, dtype)[:, :, :heads - 1]
+    states, _ = kind.further([build.head(leaves) for leaves in weights.heads], build.norm(weights.final_norm),
+                             verified.halfway, None, verified.context, (None,) * len(weights.heads), dtype, heads)
+    return jnp.stack(states, axis=2)
+
+
 def draft_logits(config: ModelConfig, weights: Weights, h_BxJxD: jax.Array) -> jax.Array:
     """Returns the logits of heads 2..J + 1 from their states, [B, J, V]."""
     if len(weights.unembedding_DxV) == 1 or h_BxJxD.shape[1] == 0:

@@ -54,8 +54,10 @@ class BlockContext:
     segments_BxQ: jax.Array | None = None
     kernel: str = dataclasses.field(default="xla", metadata={"static": True})
 
-    def at(self, index_B: jax.Array) -> BlockContext:
-        """Returns the context of one position of each row, as queries: its angles and what it sees."""
+    def at(self, index_B: jax.Array | None) -> BlockContext:
+        """Returns the context of one position of each row (None: of all), as queries: its angles and what it sees."""
+        if index_B is None:
+            return self
         visible_Bx1xQ = None
         if self.visible_BxQxQ is not None:
             visible_Bx1xQ = take(self.visible_BxQxQ, index_B)
@@ -84,8 +86,10 @@ def prompt_context(config: ModelConfig, lengths_B: jax.Array, Q: int, kernel: st
     return BlockContext(*rotary_angles(config, positions_BxQ), None, None, segments_BxQ, kernel)
 
 
-def take(x_BxQxD: jax.Array, index_B: jax.Array) -> jax.Array:
-    """Returns position `index_B[b]` of each row, [B, 1, ...]."""
+def take(x_BxQxD: jax.Array, index_B: jax.Array | None) -> jax.Array:
+    """Returns position `index_B[b]` of each row, [B, 1, ...]; None: all of them as they are."""
+    if index_B is None:
+        return x_BxQxD
     index = index_B.reshape(-1, *[1] * (x_BxQxD.ndim - 1))
     return jnp.take_along_axis(x_BxQxD, index, axis=1)
 

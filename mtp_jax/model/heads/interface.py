@@ -88,7 +88,7 @@ class HeadKind(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} lacks `first` and `further`, which decoding needs.")
 
-    def further(self, heads: Sequence[Any], norm: Norm, halfway: Any, index_B: jax.Array, context: BlockContext,
+    def further(self, heads: Sequence[Any], norm: Norm, halfway: Any, index_B: jax.Array | None, context: BlockContext,
                 memories: Sequence[KeysValues | None], dtype: jax.typing.DTypeLike, used: int
                 ) -> tuple[list[jax.Array], list[KeysValues]]:
         """Decoding, second half: what heads 2..`used` say after one position of each row.
@@ -99,7 +99,7 @@ class HeadKind(abc.ABC):
           heads: as for `first`.
           norm: the model's final norm.
           halfway: from `first`.
-          index_B: the position in the block.
+          index_B: the position in the block; None: the states of all of them are wanted, h_BxQxD.
           context: of the block.
           memories: as for `first`.
           dtype: of the cache.

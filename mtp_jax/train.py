@@ -11,15 +11,16 @@ from mtp_jax import commands
 from mtp_jax.config import dumps, from_config_dict
 
 
-def main(get_config: Callable[..., Any], *, export: Callable[..., str] | None = None) -> NoReturn:
+def main(get_config: Callable[..., Any], *, export: Callable[..., str] | None = None,
+         measure: Callable[..., str] | None = None) -> NoReturn:
     """Runs an experiment module as a command; exits with the status of the run.
 
     Args:
       get_config: returns the experiment's ConfigDict; its parameters are flags too, as in commands.define_experiment.
-      export: writes the trained model, given the workdir, for use elsewhere and returns lines to print at the end.
+      export, measure: write, or evaluate, the trained model, given the workdir; return lines to print at the end.
     """
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, plots. A run that "
-                                  "was stopped goes on from its last checkpoint. May lie in a bucket.", required=True)
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run. A run that was stopped goes on from its last "
+                                  "checkpoint. May lie in a bucket.", required=True)
     dry_run = flags.DEFINE_bool("dry_run", False, "Check everything, train two steps and write nothing.")
     address = flags.DEFINE_string("coordinator_address", "", "In a run of several processes HOST:PORT of process 0. "
                                   "Cloud TPU, GKE, SLURM and Open MPI tell it, and the two flags below, themselves.")
@@ -49,11 +50,10 @@ def main(get_config: Callable[..., Any], *, export: Callable[..., str] | None = 
         try:
             with distributed.noticing_loss():
                 status = prepared.dry_run() if dry_run.value else prepared.train()
-        except (loop.NonFiniteLoss, CheckpointError, OSError, distributed.ProcessLost,
-                distributed.OutOfMemory) as error:
+        except (loop.NonFiniteLoss, CheckpointError, OSError, distributed.ProcessLost, distributed.OutOfMemory) as error:
             return distributed.leave(commands.fail(error, distributed.own_name()))
         if status == signals.DONE and not dry_run.value and prepared.is_first_process:
-            print(report.report(prepared.workdir, with_sample=prepared.is_only_process, export=export))
+            print(report.report(prepared.workdir, with_sample=prepared.is_only_process, export=export, measure=measure))
         return status
 
     commands.run(run, "workdir", "dry_run", "coordinator_address", "num_processes", "process_id", *experiment.names)

@@ -63,7 +63,7 @@ def test_counts_are_at_least_one(name, value):
 
 @pytest.mark.parametrize("name", [
     "model.extra_trunk_layers", "objective.further_weight_initial", "objective.further_weight_final",
-    "data.num_workers", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "objective.prompt_end", "data.num_workers", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
     "checkpoint.keep_every", "logging.profile_start", "logging.peak_tflops"])
 def test_what_may_be_zero_is_not_negative(name):
     one(name, 0).validate()
@@ -408,7 +408,7 @@ def test_identity_is_the_model_the_data_the_optimizer_and_the_seeds():
     whole = {name for name in flatten(Config()) if name.split(".")[0] in ("model", "objective", "optimizer")}
     data = {f"data.{name}" for name in ("source", "path", "tokenizer", "batch_size", "seq_len", "seed",
                                         "field", "validation_path", "validation_fraction", "extensions", "min_bytes",
-                                        "max_bytes", "drop_duplicates", "skip_invalid", "mixture")}
+                                        "max_bytes", "drop_duplicates", "skip_invalid", "mixture", "options")}
     assert identity == whole | data | {"train.seed", "train.trainable"}
 
 

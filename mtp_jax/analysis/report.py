@@ -11,19 +11,22 @@ from etils import epath
 
 from mtp_jax.analysis.loss_plot import plot_loss, read_metrics
 from mtp_jax.terminal import wants_colour
+from mtp_jax.training import workdir as workdirs
 
 
 def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: float = 0.8,
-           coloured: bool | None = None, export: Callable[[epath.Path], str] | None = None) -> str:
+           coloured: bool | None = None, export: Callable[[epath.Path], str] | None = None,
+           measure: Callable[[epath.Path], str] | None = None) -> str:
     """Draws plots/loss.png and returns the text of the report.
 
     Args:
       workdir: a run's folder with at least one checkpoint.
-      with_sample: read the newest checkpoint and decode with it; not for one of several processes, which would have to
-        read it together.
+      with_sample: read the newest checkpoint, decode with it, measure and export it; not for one of several processes,
+        which would have to read it together. The run's logging.sample=False leaves out all but the measuring.
       temperature: of the sample.
       coloured: colour the sample by the heads that drafted it. None: where stdout is a terminal.
       export: writes the model for use elsewhere and returns lines of it; called where the sample is made.
+      measure: evaluates the model and returns lines of it.
 
     Returns:
       Lines to print.
@@ -33,7 +36,8 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: fl
     """
     workdir = epath.Path(workdir)
     records = read_metrics(workdir)
-    lines = [*losses(records), ""]
+    lines, measured = [*losses(records), ""], with_sample and measure is not None
+    with_sample = with_sample and (workdirs.read_config(workdir) or {}).get("logging", {}).get("sample", True)
     if with_sample:
         lines += [*decoding(workdir, temperature, wants_colour(sys.stdout) if coloured is None else coloured), ""]
     lines.append("Where everything lies:")
@@ -42,6 +46,8 @@ def report(workdir: epath.PathLike, *, with_sample: bool = True, temperature: fl
                        (workdir / "config.json", "every setting"), (workdir / "checkpoints", "to go on from"),
                        (workdir, f"TensorBoard: tensorboard --logdir={workdir}")):
         lines.append(f"    {path}    {what}")
+    if measured and measure is not None:
+        lines += ["", measure(workdir)]
     if export is not None and with_sample:
         lines += ["", export(workdir)]
     return "\n".join(lines)

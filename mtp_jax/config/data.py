@@ -17,6 +17,7 @@ class MixtureConfig:
     epochs: float | None = None  # passes over the source, at most; a run that needs more is refused. None: no limit
     source: str = "files"
     path: str = ""
+    options: str = ""
     field: str = "text"
     validation_path: str = ""
     validation_fraction: float | None = None  # None: data.validation_fraction
@@ -43,6 +44,7 @@ class DataConfig:
 
     source: str = "stdlib"  # where documents come from, by name; see docs/data.md
     path: str = ""  # what the source reads: a folder, a file, a glob such as "src/**/*.py", a TFDS name; or a bucket's
+    options: str = ""  # of a synthetic source, such as "operations=5,pause=0"; see mtp_jax/data/tasks/
     field: str = "text"  # sources "jsonl", "parquet", "tfds": the field that holds the text; "array_record": see there
     validation_path: str = ""  # held-out documents, read like `path`; empty: a share of those of `path`
     validation_fraction: float = 0.05  # share of files (or records) held out; at least one
@@ -90,7 +92,7 @@ class DataConfig:
         if not self.mixture:
             return
         default = DataConfig()
-        for name in ("source", "path", "field", "validation_path", "extensions", "min_bytes", "max_bytes",
+        for name in ("source", "path", "options", "field", "validation_path", "extensions", "min_bytes", "max_bytes",
                      "drop_duplicates", "skip_invalid"):
             if getattr(self, name) != getattr(default, name):
                 raise ValueError(f"data.{name}={getattr(self, name)!r} is not read beside data.mixture: set it in the "

@@ -130,8 +130,10 @@ class ObjectiveConfig:
     further_weight_final: float = 0.1  # ... and after the switch
     switch_fraction: float = 0.675  # ... which comes at this share of the horizon (10T of 14.8T tokens)
     detach_trunk: bool = False  # heads 2..N send no gradient into the trunk and head 1
+    prompt_end: int | None = None  # id of a token: only targets after its first place in a document count; None: all
 
     def validate(self, num_heads: int) -> None:
+        check_positive("objective", self, "prompt_end", minimum=0)
         check_choice("objective.reduction", self.reduction, ("sum", "mean"))
         if self.head_weights and len(self.head_weights) != num_heads:
             raise ValueError(f"objective.head_weights={self.head_weights} has {len(self.head_weights)} entries for "
@@ -249,6 +251,7 @@ class LoggingConfig:
     log_every: int = 10  # steps between lines of metrics.jsonl for the training split
     progress: str = "auto"  # "bar", "lines", or "auto": a bar on a terminal
     tensorboard: bool = True  # write events.out.tfevents.*
+    sample: bool = True  # end with a sample, how fast the heads draft it, and the experiment's export if it has one
     profile_start: int = 0  # first step of a profiler trace, from 1; 0: none
     profile_steps: int = 3  # steps that the trace spans
     peak_tflops: float = 0.0  # of one device, for MFU; 0: from the table of known devices, else MFU is null

@@ -43,6 +43,7 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
     corpus = open_corpus(config.data)
     corpus.check_steps(config.train.num_steps)
     config = resolve_vocabulary(config, corpus.tokenizer)
+    _check_prompt_end(config)
     program = build_program(config)
     workdirs.check_folder(workdir)
     has_checkpoint = bool(Checkpointer(workdir / workdirs.CHECKPOINTS, config.checkpoint).steps())
@@ -67,6 +68,13 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
         raise ValueError(f"model.vocab_size={wanted} is smaller than the {tokenizer.vocab_size} ids of "
                          f"data.tokenizer={config.data.tokenizer!r}: raise it, or leave it None.")
     return config
+
+
+def _check_prompt_end(config: Config) -> None:
+    """Raises ValueError unless the vocabulary has the token that ends prompts."""
+    token, size = config.objective.prompt_end, config.model.vocab_size or 0
+    if token is not None and token >= size:
+        raise ValueError(f"objective.prompt_end={token} is no id of the vocabulary of {size}: no target would count.")
 
 
 def announce(run: Run, default: Config) -> None:

@@ -102,7 +102,8 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
     chunks = loss_chunks(config, layout, config.data.batch_size // parts)
 
     def targets_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return multi_token_targets(batch["tokens"], batch["segments"], batch["positions"], config.model.num_heads)
+        return multi_token_targets(batch["tokens"], batch["segments"], batch["positions"], config.model.num_heads,
+                                   config.objective.prompt_end)
 
     def states_of(params: Params, batch: Batch, weights_N: jax.Array):
         model = spec.bind(params)

@@ -67,3 +67,39 @@ def test_packed_documents_under_jit(seed):
     for k in range(4):
         places = np.flatnonzero(mask[k, 0])
         assert np.array_equal(targets[k, 0][places], tokens[0][places + k + 1])
+
+
+END = 5
+
+
+@pytest.mark.parametrize("tokens, counts", [
+    ([1, 1, 5, 2, 3], [0, 0, 0, 1, 1]), ([5, 1, 5, 2, 3], [0, 1, 1, 1, 1]), ([1, 1, 1, 1, 5], [0, 0, 0, 0, 0])])
+def test_only_what_follows_the_end_of_the_prompt_counts(tokens, counts):
+    row = np.asarray([tokens], np.int32)
+    _, mask = multi_token_targets(row, np.ones_like(row), np.arange(5, dtype=np.int32)[None], 3, END)
+    for k in (1, 2, 3):
+        assert mask[k - 1, 0].tolist() == [bool(c) for c in counts[k:]] + [False] * k
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 2**16), st.sampled_from([1, 2, 4]))
+def test_the_end_of_the_prompt_in_packed_documents(lengths, seed, num_heads):
+    """A document's prompt ends where its own first end lies; what another document holds changes nothing."""
+    random, L = np.random.default_rng(seed), 25
+    lengths = [*lengths, L - sum(lengths)]
+    tokens = random.integers(3, 7, (1, L)).astype(np.int32)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32)
+    _, all_of_them = multi_token_targets(tokens, segments, positions, num_heads)
+    _, mask = multi_token_targets(tokens, segments, positions, num_heads, END)
+    for k in range(1, num_heads + 1):
+        for i in range(L):
+            document = tokens[0, i - positions[0, i]:i + k]
+            want = bool(all_of_them[k - 1, 0, i]) and END in document
+            assert bool(mask[k - 1, 0, i]) == want
+
+
+def test_a_document_that_began_in_another_row():
+    """Positions go on from the row before: only this row's tokens are looked at."""
+    tokens, positions = np.asarray([[5, 1, 2]], np.int32), np.asarray([[7, 8, 9]], np.int32)
+    _, mask = multi_token_targets(tokens, np.ones_like(tokens), positions, 1, END)
+    assert mask[0, 0].tolist() == [True, True, False]

@@ -80,13 +80,15 @@ def ranges(total: int, count: int) -> list[tuple[int, int]]:
 
 Source = Callable[[DataConfig], Sequence[Document | Piece]]
 SOURCES: dict[str, Source] = {}
+WITH_OPTIONS: set[str] = set()  # sources that read data.options
 
 
-def register_source(name: str) -> Callable[[Source], Source]:
+def register_source(name: str, *, takes_options: bool = False) -> Callable[[Source], Source]:
     """Makes a function available as `config.data.source=name`.
 
     Args:
       name: what the config calls it.
+      takes_options: it reads `config.options`, which is an error beside any other source.
 
     Returns:
       A decorator for a function that takes the `DataConfig` of one source and returns documents or pieces, in any
@@ -98,6 +100,8 @@ def register_source(name: str) -> Callable[[Source], Source]:
     def register(source: Source) -> Source:
         claim("data source", name, SOURCES, source)
         SOURCES[name] = source
+        if takes_options:
+            WITH_OPTIONS.add(name)
         return source
 
     return register
@@ -107,9 +111,12 @@ def find(config: DataConfig) -> Sequence[Document | Piece]:
     """Returns what the source named by `config.source` lists.
 
     Raises:
-      ValueError: the source is unknown, or cannot find what `config.path` names.
+      ValueError: the source is unknown, has no options and is given some, or cannot find what `config.path` names.
     """
     check_choice("data.source", config.source, SOURCES)
+    if config.options and config.source not in WITH_OPTIONS:
+        raise ValueError(f"data.options={config.options!r} is not read by data.source={config.source!r}: leave it out; "
+                         f"only {', '.join(sorted(WITH_OPTIONS)) or 'synthetic sources'} have options.")
     return SOURCES[config.source](config)
 
 

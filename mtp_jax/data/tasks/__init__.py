@@ -1,0 +1,4 @@
+"""Synthetic sources: texts made by a generator instead of read from files, one file a task.
+
+Each is an ordinary source, `config.data.source=NAME`, with its settings in `config.data.options`.
+"""

@@ -2,3 +2,5 @@
 
 Each is an ordinary source, `config.data.source=NAME`, with its settings in `config.data.options`.
 """
+
+from mtp_jax.data.tasks import polynomial  # noqa: F401  (it registers)

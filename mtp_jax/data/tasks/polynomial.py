@@ -2,7 +2,7 @@
 
     ((53262*41343)o(-52034))=60214
 
-Every character is a token of tokenizer "bytes". An operand is its d coefficients, that of X^0 first; every operation is
+Read by the tokenizer "bytes", a character is a token. An operand is its d coefficients, that of X^0 first; every operation is
 in brackets: (-a), (a+b), (a*b), (aob), the last a(b). Pause tokens, "." each, stand between question and "=". What is
 drawn, and what composition means, is in polynomial_ring.py.
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mtp_jax.config import DataConfig, check_choice
+from mtp_jax.config import DataConfig
 from mtp_jax.data.sources.base import Document, Piece, register_source
 from mtp_jax.data.tasks.options import read_options
 from mtp_jax.data.tasks.polynomial_ring import Bits, Expressions, Ring, draw
@@ -67,7 +67,6 @@ class PolynomialOptions:
 def polynomial(config: DataConfig) -> Sequence[Piece]:
     """Expressions and their values, made as they are read; `config.options` are `PolynomialOptions`."""
     options = read_options(PolynomialOptions, config.options, NAME)
-    check_choice("data.tokenizer", config.tokenizer, ("bytes",))
     size = PIECE_EXAMPLES * (2 * options.degree + options.pause)  # about
     return [Piece(f"{NAME}@{start:012d}", size, functools.partial(documents, options, number))
             for number, start in enumerate(range(0, options.examples, PIECE_EXAMPLES))]

@@ -50,8 +50,8 @@ def main(get_config: Callable[..., Any], *, export: Callable[..., str] | None = 
         try:
             with distributed.noticing_loss():
                 status = prepared.dry_run() if dry_run.value else prepared.train()
-        except (loop.NonFiniteLoss, CheckpointError, OSError, distributed.ProcessLost, distributed.OutOfMemory) as error:
-            return distributed.leave(commands.fail(error, distributed.own_name()))
+        except (loop.NonFiniteLoss, CheckpointError, OSError, distributed.ProcessLost, distributed.OutOfMemory) as why:
+            return distributed.leave(commands.fail(why, distributed.own_name()))
         if status == signals.DONE and not dry_run.value and prepared.is_first_process:
             print(report.report(prepared.workdir, with_sample=prepared.is_only_process, export=export, measure=measure))
         return status

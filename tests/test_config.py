@@ -63,7 +63,8 @@ def test_counts_are_at_least_one(name, value):
 
 @pytest.mark.parametrize("name", [
     "model.extra_trunk_layers", "objective.further_weight_initial", "objective.further_weight_final",
-    "objective.prompt_end", "data.num_workers", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "objective.prompt_end", "data.num_workers", "optimizer.warmup_steps", "optimizer.weight_decay",
+    "optimizer.clip_norm",
     "checkpoint.keep_every", "logging.profile_start", "logging.peak_tflops"])
 def test_what_may_be_zero_is_not_negative(name):
     one(name, 0).validate()

@@ -21,6 +21,7 @@ from mtp_jax.config.conversion import (
 )
 from mtp_jax.config.convert import ConvertConfig
 from mtp_jax.config.data import DataConfig, MixtureConfig
+from mtp_jax.config.evaluation import EvaluationConfig
 from mtp_jax.config.generation import GenerationConfig
 from mtp_jax.config.sections import (
     CheckpointConfig,
@@ -35,8 +36,8 @@ from mtp_jax.config.sections import (
     TrainConfig,
 )
 
-__all__ = ["CheckpointConfig", "ComputeConfig", "Config", "ConvertConfig", "DataConfig", "FREE_ON_RESUME",
-           "GenerationConfig", "InitFromConfig", "LoggingConfig", "MixtureConfig", "ModelConfig", "ObjectiveConfig",
-           "OptimizerConfig", "ParallelConfig", "TrainConfig", "check_choice", "check_positive", "check_seed",
+__all__ = ["CheckpointConfig", "ComputeConfig", "Config", "ConvertConfig", "DataConfig", "EvaluationConfig",
+           "FREE_ON_RESUME", "GenerationConfig", "InitFromConfig", "LoggingConfig", "MixtureConfig", "ModelConfig",
+           "ObjectiveConfig", "OptimizerConfig", "ParallelConfig", "TrainConfig", "check_choice", "check_positive", "check_seed",
            "default_config", "differences", "dumps", "flatten", "free_on_resume", "from_config_dict", "from_dict",
            "nearest", "to_config_dict", "to_dict", "with_defaults"]

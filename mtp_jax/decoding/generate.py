@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from mtp_jax.parallel import use_layout
 __all__ = ["DecodingModel", "Generation", "generate"]
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
-OnTokens = Callable[[int, np.ndarray, np.ndarray], None]
+OnTokens = Callable[[int, np.ndarray, np.ndarray], object]
 STOP_IDS = 16  # stop tokens are padded to a multiple of this, so that their number does not compile anew
 ENDLESS = np.iinfo(np.int32).max
 
@@ -59,7 +59,8 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
       typical_delta: see `make_sampling`.
       seed: of the draws, in [0, 2**32). Those of row b depend on (seed, b) and on nothing else.
       stop: ids that end a row and are not part of its text. None: the tokenizer's EOS, if there is a tokenizer.
-      on_tokens: called with (row, its new ids, the heads that drafted them) while it runs.
+      on_tokens: called with (row, its new ids, the heads that drafted them) while it runs; a row for which it returns
+        True is done with them.
       stream_every: forwards between these calls.
 
     Raises:
@@ -90,15 +91,15 @@ def generate(model: DecodingModel, prompts: Prompts, *, max_new_tokens: int, hea
     seconds = prompt_seconds = time.perf_counter() - clock
     _check_numbers(model, state)
     stream = _Stream(on_tokens, len(rows))
-    stream.send(state)
+    state = stream.send(state)
     blocks = np.int32(ENDLESS if on_tokens is None else stream_every)
     while np.any(np.asarray(state.status_B) == loop.RUNNING):
         clock = time.perf_counter()
         state = jax.block_until_ready(programs.run(programs.weights, state, request, blocks))
         seconds += time.perf_counter() - clock
         _check_numbers(model, state)
-        stream.send(state)
-    return _collect(model, tree, rows, state, limits < max_new_tokens, seconds, prompt_seconds)
+        state = stream.send(state)
+    return _collect(model, tree, rows, state, limits < max_new_tokens, seconds, prompt_seconds, stream.enough)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,17 +281,24 @@ class _Stream:
     def __init__(self, on_tokens: OnTokens | None, rows: int):
         self.on_tokens = on_tokens
         self.sent = np.zeros(rows, np.int64)
+        self.enough: set[int] = set()  # rows that the callback ended
 
-    def send(self, state: loop.State) -> None:
-        """Calls back once for each row that has new tokens."""
+    def send(self, state: loop.State) -> loop.State:
+        """Calls back once for each row that has new tokens; returns the state with the rows ended that are done."""
         if self.on_tokens is None:
-            return
+            return state
         tokens, by = np.asarray(state.tokens_BxT), np.asarray(state.drafted_by_BxT)
-        ends = _lengths(state)
+        ends, status_B = _lengths(state), np.array(state.status_B)
         for row, (begin, end) in enumerate(zip(self.sent, ends)):
             if end > begin:
-                self.on_tokens(row, tokens[row, begin:end], by[row, begin:end])
+                done = self.on_tokens(row, tokens[row, begin:end], by[row, begin:end])
                 self.sent[row] = end
+                if done is True and status_B[row] == loop.RUNNING:
+                    status_B[row] = loop.FULL
+                    self.enough.add(row)
+        if np.array_equal(status_B, np.asarray(state.status_B)):
+            return state
+        return dataclasses.replace(state, status_B=jax.device_put(status_B, state.status_B.sharding))
 
 
 def _lengths(state: loop.State) -> np.ndarray:
@@ -299,14 +307,15 @@ def _lengths(state: loop.State) -> np.ndarray:
 
 
 def _collect(model: DecodingModel, tree: Tree, rows: Sequence[np.ndarray], state: loop.State, by_window: np.ndarray,
-             seconds: float, prompt_seconds: float) -> Generation:
+             seconds: float, prompt_seconds: float, enough: Container[int]) -> Generation:
     """Brings the result to the host."""
     count = len(rows)
     lengths, status = _lengths(state)[:count], np.asarray(state.status_B)
     tokens_BxT, by_BxT = np.asarray(state.tokens_BxT), np.asarray(state.drafted_by_BxT)
     tokens = [tokens_BxT[b, :lengths[b]].copy() for b in range(count)]
     blocks = np.asarray(state.blocks_B)[:count]
-    finished = ["stop" if status[b] == loop.STOPPED else "window" if by_window[b] else "length" for b in range(count)]
+    finished = ["stop" if status[b] == loop.STOPPED else "enough" if b in enough else
+                "window" if by_window[b] else "length" for b in range(count)]
     return Generation(
         tokens=tokens, lengths=[int(length) for length in lengths],
         drafted_by=[by_BxT[b, :lengths[b]].copy() for b in range(count)], finished=finished, heads=tree.heads,

@@ -16,7 +16,8 @@ class Generation:
       tokens: the new ids of each row; a stop token is not among them.
       lengths: how many each row has.
       drafted_by: beside each new id the head that drafted it; 1 is head 1 itself, which verifies the others.
-      finished: why each row ended: "stop" (a stop token), "length" (max_new_tokens), "window" (no room for more).
+      finished: why each row ended: "stop" (a stop token), "length" (max_new_tokens), "window" (no room for more),
+        "enough" (on_tokens said so).
       heads: k, how many heads were used.
       forwards: forwards of each row, [B]; its prompt's counts as one, so that head 1 alone has one a token.
       blocks: those of them that verified drafts, [B].

@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PIP_ARGS ?=
+PARALLEL ?= 2
+WORKDIR ?= runs/experiments
+ONLY ?=
 PINS := constraints.txt
 EXTRAS := test
 
@@ -16,7 +19,7 @@ INTEROP := $(VENV)/.installed-interop
 GPU := $(VENV)/.installed-gpu
 FAST := not slow and not interop and not gpu and not beam
 
-.PHONY: help demo test test-slow test-interop test-gpu test-prepare beam lint bench clean
+.PHONY: help demo test test-slow test-interop test-gpu test-prepare beam lint bench experiments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +31,7 @@ help:
 	@echo "make test-prepare  sets up .venv-prepare with Apache Beam, and compares its output with the local one's"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         every benchmark; each prints one JSON line a case"
+	@echo "make experiments   the paper's experiments in small; ONLY=star_graph runs one. PARALLEL=2 WORKDIR=runs/experiments"
 	@echo "make clean         remove .venv, .venv-prepare and caches; runs/ stays"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter of a new .venv. PIP_ARGS=... is passed to pip: on Linux torch comes with"
@@ -69,6 +73,9 @@ lint: $(INSTALLED)
 
 bench: $(INTEROP)
 	@for file in benchmarks/[a-z]*.py; do $(PY) -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+experiments: $(INSTALLED)
+	@$(PY) -m mtp_jax.study --workdir=$(WORKDIR) --parallel=$(PARALLEL) $(ONLY:%=--experiment=%)
 
 clean:
 	rm -rf $(VENV) $(VENV)-prepare build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

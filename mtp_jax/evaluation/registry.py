@@ -8,6 +8,7 @@ from mtp_jax.config import check_choice
 from mtp_jax.evaluation.task import Task
 
 TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
+    "polynomial": "mtp_jax.evaluation.tasks.polynomial",
 }
 
 

@@ -2,9 +2,9 @@
 
     ((53262*41343)o(-52034))=60214
 
-Read by the tokenizer "bytes", a character is a token. An operand is its d coefficients, that of X^0 first; every operation is
-in brackets: (-a), (a+b), (a*b), (aob), the last a(b). Pause tokens, "." each, stand between question and "=". What is
-drawn, and what composition means, is in polynomial_ring.py.
+Read by the tokenizer "bytes", a character is a token. An operand is its d coefficients, that of X^0 first; every
+operation is in brackets: (-a), (a+b), (a*b), (aob), the last a(b). Pause tokens, "." each, stand between question and
+"=". What is drawn, and what composition means, is in polynomial_ring.py.
 
 A question whose hash is divisible by 10 is never trained on, and test questions are drawn from those: whatever the
 seed and the number of examples, training has not seen them. Where a space is small, such as the p^d negations of one

@@ -2,9 +2,9 @@
 
 An element is its d coefficients, that of X^0 first. Arrays of K elements are [K, d] integers in 0..p-1.
 
-Composition is no operation of the quotient ring: where the inner polynomial has a constant term, a and a + X^d stand for
-the same element, but a(b) and (a + X^d)(b) do not. Here it means: compose the representatives of degree d - 1 at most,
-then drop what has X^d or higher. In F_7[X]/(X^5), X^4 X is 0, and so is (X^4 X)(1), but X^4(1) X(1) is 1.
+Composition is no operation of the quotient ring: where the inner polynomial has a constant term, a and a + X^d stand
+for the same element, but a(b) and (a + X^d)(b) do not. Here it means: compose the representatives of degree d - 1 at
+most, then drop what has X^d or higher. In F_7[X]/(X^5), X^4 X is 0, and so is (X^4 X)(1), but X^4(1) X(1) is 1.
 """
 
 from __future__ import annotations

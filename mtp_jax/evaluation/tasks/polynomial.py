@@ -1,8 +1,8 @@
 """Polynomial arithmetic (section 4.2, Figure 8): is the value right, by the number of operations m in the question?
 
 Ring, pauses and the m that were trained on are the run's own, from its `data.options`. The test questions are those of
-mtp_jax/data/tasks/polynomial.py, which no run is trained on: `questions` of each m, in the order m = 1, 2, .., 1, 2, ..,
-so that --limit takes the same number of each. An answer counts if it is the d coefficients, nothing before or after.
+mtp_jax/data/tasks/polynomial.py, which no run is trained on: `questions` of each m, in the order m = 1, 2, .., 1, 2,
+.., so that --limit takes the same number of each. An answer counts if it is the d coefficients and nothing else.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ def evaluate(config: EvaluationConfig, *, model: DecodingModel | None = None) ->
     """
     config.validate()
     task = get_task(config.task)
+    if task.data_help and not config.data and not task.data_help.startswith("optional"):
+        raise ValueError(f"--data is missing: --task={config.task} reads {task.data_help}.")
     request = Request(config, task.options(config.set), model=model)
     path = output_path(config)
     if REMOTE not in str(path) and path.is_dir():

@@ -117,7 +117,8 @@ def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         except ValueError as error:
             raise ValueError(f"The model's tokenizer cannot write the stop sequence {text!r} ({error}): name others "
                              "with --stop.") from error
-        if text.strip() not in back or (not text.strip() and not back):
+        bare = text.lstrip(" ")  # some drop a space at the beginning of a text
+        if (bare or text) not in back:
             raise ValueError(f"The model's tokenizer writes the stop sequence {text!r} as {back!r}, so it is never "
                              "found: name others with --stop.")
 
@@ -163,11 +164,9 @@ def _run(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray],
         del heads
         if row >= len(rows):
             return True
-        before = len(ids[row])
         ids[row] += new.tolist()
-        # A stop sequence may have begun a few tokens before; all that was written is looked at where it is short.
-        recent = tokenizer.decode(ids[row][max(0, before - 8 - max(map(len, drawing.stop), default=0)):])
-        return any(end in recent for end in drawing.stop)
+        written = tokenizer.decode(ids[row])
+        return any(end in written for end in drawing.stop)
 
     result = generate(model, filled, max_new_tokens=drawing.max_new_tokens, temperature=temperature,
                       top_p=drawing.top_p if temperature else 1.0, seed=seed,

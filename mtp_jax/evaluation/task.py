@@ -127,7 +127,7 @@ class Task:
     Attributes:
       name: as --task has it.
       about: a line on what it measures.
-      data_help: what --data is; "" for a task that needs none.
+      data_help: what --data is; "" for a task that reads none, and "optional ..." where it may be left out.
       settings: of its own.
     """
 

@@ -145,6 +145,23 @@ def test_tokens_are_told_as_they_are_accepted(block, every, x64):
     assert all(new for _, new, _ in calls)
 
 
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
+def test_a_row_that_has_enough_is_not_gone_on_with(block, x64):
+    model, prompts = byte_model()[1], ragged(6, 259, LENGTHS)
+    whole = generate(model, prompts, max_new_tokens=WINDOW, stop=[], **block)
+    taken = [0] * ROWS
+
+    def enough(row, new, by):
+        taken[row] += len(new)
+        return row == 1 and taken[row] >= 5
+
+    told = generate(model, prompts, max_new_tokens=WINDOW, stop=[], stream_every=1, on_tokens=enough, **block)
+    assert told.finished[1] == "enough" and 5 <= told.lengths[1] < 5 + model.heads + 1 < whole.lengths[1]
+    for row in range(ROWS):
+        assert told.tokens[row].tolist() == whole.tokens[row][:told.lengths[row]].tolist()
+        assert row == 1 or (told.finished[row], told.lengths[row]) == (whole.finished[row], whole.lengths[row])
+
+
 def test_figures_of_a_generation(x64):
     result = generate(byte_model()[1], ragged(6, 259, LENGTHS), max_new_tokens=WINDOW, heads=4)
     stats = result.stats()

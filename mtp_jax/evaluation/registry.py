@@ -8,6 +8,19 @@ from mtp_jax.config import check_choice
 from mtp_jax.evaluation.task import Task
 
 TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
+    "arc_easy": "mtp_jax.evaluation.tasks.choice",
+    "arc_challenge": "mtp_jax.evaluation.tasks.choice",
+    "piqa": "mtp_jax.evaluation.tasks.choice",
+    "siqa": "mtp_jax.evaluation.tasks.choice",
+    "winogrande": "mtp_jax.evaluation.tasks.choice",
+    "openbookqa": "mtp_jax.evaluation.tasks.choice",
+    "boolq": "mtp_jax.evaluation.tasks.choice",
+    "copa": "mtp_jax.evaluation.tasks.choice",
+    "drafting": "mtp_jax.evaluation.tasks.drafting",
+    "perplexity": "mtp_jax.evaluation.tasks.perplexity",
+    "summaries": "mtp_jax.evaluation.tasks.summaries",
+    "math500": "mtp_jax.evaluation.tasks.math500",
+    "gsm8k": "mtp_jax.evaluation.tasks.gsm8k",
     "polynomial": "mtp_jax.evaluation.tasks.polynomial",
 }
 

@@ -3,4 +3,4 @@
 Each is an ordinary source, `config.data.source=NAME`, with its settings in `config.data.options`.
 """
 
-from mtp_jax.data.tasks import polynomial  # noqa: F401  (it registers)
+from mtp_jax.data.tasks import names, names_made, polynomial  # noqa: F401  (it registers)

@@ -37,7 +37,7 @@ NO_NAMES = frozenset("I God Lord Heaven Sir Mr Mrs Miss English Christmas Easter
                      "Friday Saturday January February March April May June July August September October November "
                      "December".split())
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
-FIRST, SECOND = re.compile(r"[A-Z][a-z]{0,4}"), re.compile(r"[a-z]{1,6}")
+FIRST, SECOND = re.compile(r"[A-Z][a-z]?"), re.compile(r"[a-z]{1,6}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,12 +29,13 @@ class Estimate:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, *, confidence: float = 0.9, draws: int = 2000,
-              seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Sequence[float] | np.ndarray, *, weights: Sequence[float] | np.ndarray | None = None,
+              confidence: float = 0.9, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Returns the percentile bootstrap interval of a mean.
 
     Args:
       values: independent ones, such as a score a problem.
+      weights: of the values in the mean, drawn along with them; None: all the same.
       confidence: share of the bootstrap's means that the interval holds; the paper draws 0.9.
       draws: resamples.
       seed: of the resampling.
@@ -45,11 +46,13 @@ def bootstrap(values: Sequence[float] | np.ndarray, *, confidence: float = 0.9, 
     values = np.asarray(values, np.float64)
     if values.size == 0:
         raise ValueError("An interval needs at least one value.")
+    weights = np.ones(values.size) if weights is None else np.asarray(weights, np.float64)
     random = np.random.default_rng(seed)
     at_once = max(1, 2**22 // values.size)  # resamples: memory stays below 64 MB, however many problems there are
     means = np.concatenate([
-        values[random.integers(0, values.size, (min(at_once, draws - start), values.size))].mean(axis=1)
-        for start in range(0, draws, at_once)])
+        (values[drawn] * weights[drawn]).sum(axis=1) / weights[drawn].sum(axis=1)
+        for start in range(0, draws, at_once)
+        for drawn in [random.integers(0, values.size, (min(at_once, draws - start), values.size))]])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

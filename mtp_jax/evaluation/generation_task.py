@@ -81,7 +81,7 @@ class GenerationTask(Task):
                     raise ValueError(f"--k={k} needs at least {k} samples of a problem, and --samples={drawn} draws "
                                      "fewer: raise it.")
             return given or tuple(k for k in self.defaults.k if k <= drawn)
-        return given or self.defaults.k
+        return given or tuple(k for k in self.defaults.k if k <= request.least_completions)
 
     def run(self, request: Request) -> Result:
         """Draws completions, or reads them, scores them and counts."""
@@ -102,6 +102,9 @@ class GenerationTask(Task):
                 raise ValueError(f"--completions={request.config.completions} does not exist.")
             texts = read_completions(source, ids)
         problems = request.take(problems)
+        if texts is not None:
+            request.least_completions = max(1, min(len(texts[problem.task_id]) for problem in problems))
+            ks = self.ks(request)
         settings = self._settings(request, drawing, ks)
         progress = ProgressFile(output_path(request.config), settings, restart=request.config.restart)
         forwards = Forwards()

@@ -23,6 +23,7 @@ class Request:
 
     Attributes:
       config: all flags.
+      least_completions: of any problem, where a file brings them.
     """
 
     def __init__(self, config: EvaluationConfig, options: Mapping[str, Any], *, model: DecodingModel | None = None):
@@ -35,6 +36,7 @@ class Request:
         """
         self.config = config
         self.options = dict(options)
+        self.least_completions = 1
         self._given = model
 
     def option(self, name: str) -> Any:

@@ -8,6 +8,12 @@ from mtp_jax.config import check_choice
 from mtp_jax.evaluation.task import Task
 
 TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
+    "humaneval": "mtp_jax.evaluation.tasks.humaneval",
+    "mbpp": "mtp_jax.evaluation.tasks.mbpp",
+    "apps": "mtp_jax.evaluation.tasks.apps",
+    "code_contests": "mtp_jax.evaluation.tasks.code_contests",
+    "information": "mtp_jax.evaluation.tasks.information",
+    "choice_points": "mtp_jax.evaluation.tasks.choice_points",
     "arc_easy": "mtp_jax.evaluation.tasks.choice",
     "arc_challenge": "mtp_jax.evaluation.tasks.choice",
     "piqa": "mtp_jax.evaluation.tasks.choice",
@@ -21,6 +27,7 @@ TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
     "summaries": "mtp_jax.evaluation.tasks.summaries",
     "math500": "mtp_jax.evaluation.tasks.math500",
     "gsm8k": "mtp_jax.evaluation.tasks.gsm8k",
+    "induction": "mtp_jax.evaluation.tasks.induction",
     "polynomial": "mtp_jax.evaluation.tasks.polynomial",
 }
 

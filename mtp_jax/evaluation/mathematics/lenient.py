@@ -87,7 +87,7 @@ class _Reader:
             return base
         self.take()
         exponent = self.group() if self.next() in ("{", "(") else self.one()
-        if abs(exponent) > 64 or isinstance(base, Fraction) and not _small(base):
+        if math.fabs(exponent) > 64 or isinstance(base, Fraction) and not _small(base):
             raise _NoNumberError  # no answer is that large, and it would take long
         if isinstance(exponent, Fraction) and exponent.denominator == 1:
             return base ** int(exponent)

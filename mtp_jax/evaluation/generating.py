@@ -97,9 +97,9 @@ def draw(request: Request, prompts: Sequence[str], drawing: Drawing, progress: P
         for number, batch in enumerate(batches):
             key = f"batch {number}"
             if key not in progress:
-                progress.add(key, _run(model, tokenizer, [rows[item[1]] for item in batch], batch[0][0], drawing,
-                                       size if len(batches) > 1 else len(batch),
-                                       seed=(request.config.seed + number) % 2**32))
+                progress.add(key, run_batch(model, tokenizer, [rows[item[1]] for item in batch], batch[0][0], drawing,
+                                            size if len(batches) > 1 else len(batch),
+                                            seed=(request.config.seed + number) % 2**32))
             texts, took = progress[key]
             forwards.tokens, forwards.forwards = forwards.tokens + took[0], forwards.forwards + took[1]
             forwards.seconds += took[2]
@@ -151,8 +151,8 @@ def _encode(model: DecodingModel, prompts: Sequence[str]) -> tuple[dict[int, np.
     return rows, failed
 
 
-def _run(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray], temperature: float, drawing: Drawing,
-         size: int, *, seed: int) -> tuple[list[str], tuple[int, int, float]]:
+def run_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray], temperature: float,
+              drawing: Drawing, size: int, *, seed: int) -> tuple[list[str], tuple[int, int, float]]:
     """Returns the completions of one batch, and its (tokens, forwards, seconds).
 
     The batch is filled up to `size` with its first row, so that all batches share one program.

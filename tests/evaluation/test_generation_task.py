@@ -96,7 +96,7 @@ def test_cut_takes_the_first_of_several():
 
 def test_an_evaluation_that_was_stopped_goes_on(made, model, tmp_path, monkeypatch):
     whole = made(model, samples=2, temperature=("0.7",))
-    run, calls = generating._run, []
+    run, calls = generating.run_batch, []
 
     def stopping(*args, **kwargs):
         if len(calls) == 2:
@@ -104,14 +104,14 @@ def test_an_evaluation_that_was_stopped_goes_on(made, model, tmp_path, monkeypat
         calls.append(args)
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(generating, "_run", stopping)
+    monkeypatch.setattr(generating, "run_batch", stopping)
     with pytest.raises(KeyboardInterrupt):
         made(model, samples=2, temperature=("0.7",))
     progress = tmp_path / "result.json.progress"
     assert len(progress.read_text().splitlines()) == 3
     with progress.open("a") as file:
         file.write('["batch 2", [["cut sh')  # as a kill leaves it
-    monkeypatch.setattr(generating, "_run", lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs))
+    monkeypatch.setattr(generating, "run_batch", lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs))
     assert without_times(made(model, samples=2, temperature=("0.7",))) == without_times(whole)
     assert len(calls) == 4 and not progress.exists()
 

@@ -29,6 +29,7 @@ TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
     "gsm8k": "mtp_jax.evaluation.tasks.gsm8k",
     "induction": "mtp_jax.evaluation.tasks.induction",
     "polynomial": "mtp_jax.evaluation.tasks.polynomial",
+    "star_graph": "mtp_jax.evaluation.tasks.star_graph",
 }
 
 

@@ -63,10 +63,12 @@ class Case:
 
 
 CASES = {
+    "choice_points": Case(SHAPE, stories),
     "code_bpe": Case(SHAPE, tokenizer),
     "code_bytes": Case(SHAPE),
     "code_bytes_8": Case(SHAPE | {"model.num_layers": 9, "model.num_heads": 8}),
     "finetune": Case({}, source_run),
+    "information": Case(SHAPE, stories),
     "paper": Case({"size": "1m", "model.d_model": 64}, files, slow=False),
     "stories": Case({"model.d_model": 32}, stories),
 }

@@ -22,7 +22,7 @@ from mtp_jax.model import get_head_kind
 KINDS = ("first", "second", "third", "later", "space", "sign", "end")
 MEANING = ("token that begins a word", "second one of a word", "third", "fourth and later", "space or new line",
            "any other sign", "special token")
-SHOWN = 100  # tokens of the example
+SHOWN = 250  # tokens of the example
 
 
 class ChoicePoints(Task):

@@ -14,7 +14,7 @@ tokens. By its sums over x and y, all in nats and averaged over positions:
     lemma                           largest of |loss_x + loss_y - (loss_x_given_y + 2 relative + loss_y_given_x)|
 
 Exact where x runs over the whole vocabulary (--set=branches=0, up to 1,024 tokens). With fewer branches it runs over
-the likeliest ones, as if there were no others; positions where the text goes on otherwise are left out, and `covered` is
+the likeliest ones, as if there were no others; positions where the text goes on otherwise are left out; `covered` is
 the share of q(x | c) that they have.
 """
 

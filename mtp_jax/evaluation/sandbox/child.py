@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import kernel
@@ -86,7 +87,8 @@ def isolate(job: dict[str, Any]) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    kernel.private_root(job["folder"], readable=job["readable"], hidden=job["hidden"], size=job["file_bytes"], owner=owner)
+    kernel.private_root(job["folder"], readable=job["readable"], hidden=job["hidden"],
+                        size=job["file_bytes"], owner=owner)
     if owner is not None:
         os.setgroups([])
         os.setresgid(owner, owner, owner)
@@ -147,9 +149,10 @@ def serve(job: dict[str, Any], inbox: int, outbox: int) -> NoReturn:
         target, *given = (wire.decode(tree, held.__getitem__) for tree in rest)
         if what == "call":
             return target(*given[0], **given[1])
-        return {"get": getattr, "set": setattr, "iter": iter, "next": next, "len": len, "bool": bool,
-                "item": lambda owner, key: owner[key]}[what](target, *given)
+        return simple[what](target, *given)
 
+    simple: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "iter": iter, "next": next, "len": len,
+                                             "bool": bool, "item": lambda owner, key: owner[key]}
     names: dict[str, Any] = {}
     answer: Any = None
     question: Any = None

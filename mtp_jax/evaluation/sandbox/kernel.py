@@ -189,7 +189,8 @@ def landlock(*, readable: Iterable[str], listed: Iterable[str], writable: str) -
     rules = _syscall("landlock_create_ruleset", attributes, 8, 0)
     whole_read, file_read = 1 << 2 | 1 << 3, 1 << 2
     files = file_read | 1 << 1 | (every & 1 << 14)  # what a rule on a file may grant: read, write, truncate
-    for path, rights in [(writable, every & ~1), *((path, whole_read) for path in readable), *((path, 1 << 3) for path in listed),
+    for path, rights in [(writable, every & ~1), *((path, whole_read) for path in readable),
+                         *((path, 1 << 3) for path in listed),
                          *((f"/dev/{name}", files) for name in ("null", "zero", "urandom", "random"))]:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         granted = rights if os.path.isdir(path) else rights & files

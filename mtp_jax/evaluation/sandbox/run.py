@@ -135,8 +135,8 @@ def layer_here() -> str:
             return layer
         reasons.append(f"{layer}: {verdict.outcome} {verdict.detail}")
     raise ValueError("code of a model is run only inside a sandbox, and none can be built on this machine "
-                     f"({'; '.join(reasons) or sys.platform}): use Linux 5.13 or newer, on x86_64 or aarch64, with user "
-                     "namespaces or Landlock switched on, or generate here and score there with --completions")
+                     f"({'; '.join(reasons) or sys.platform}): use Linux 5.13 or newer, on x86_64 or aarch64, with "
+                     "user namespaces or Landlock switched on, or generate here and score there with --completions")
 
 
 @contextlib.contextmanager
@@ -160,8 +160,9 @@ def _start(source: str, mode: str, limits: Limits | None, layer: str | None) -> 
         wire.send(outbox, job)
 
         def talk(message: Mapping[str, Any]) -> Verdict:
-            try:
+            with contextlib.suppress(wire.Ended):  # it ended, and may have said why
                 wire.send(outbox, message)
+            try:
                 if not select.select([inbox], [], [], limits.seconds + _GRACE)[0]:
                     return Verdict("timeout", "the sandbox did not answer")
                 answer = wire.receive(inbox, 8 * limits.output)

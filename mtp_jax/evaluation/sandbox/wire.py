@@ -13,11 +13,12 @@ import fractions
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from typing import Any
 
 _SMALL = 1 << 63
-_TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)}
+_KINDS: tuple[type, ...] = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
+_TYPES = {kind.__name__: kind for kind in _KINDS}
 _SEQUENCES: dict[str, Any] = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque}
 _DATES = {kind.__name__: kind for kind in (datetime.datetime, datetime.date, datetime.time)}
 
@@ -77,7 +78,7 @@ def _encode_rare(value: Any, refer: Callable[[Any], int]) -> Any:
         return ["w", type(value).__name__, value.isoformat()]
     if type(value) is datetime.timedelta:
         return ["k", value.days, value.seconds, value.microseconds]
-    if isinstance(value, type({}.keys())):
+    if isinstance(value, KeysView):
         return ["s", *(encode(key, refer) for key in value)]
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "shape", None) == ():
         return encode(value.item(), refer)  # a scalar: equal to the number it holds

@@ -51,21 +51,7 @@ def get_config(source_run="", num_heads=1):
       source_run: workdir of the run to start from, or one of its checkpoints/<step>; may lie in a bucket.
       num_heads: prediction heads of the new model.
     """
-    from etils import epath
-
-    if not source_run:
-        raise ValueError("config.source_run is empty: name the workdir of the run to start from, as in "
-                         "--config.source_run=runs/code_bytes.")
-    folder = epath.Path(source_run).expanduser()
-    file = (folder.parent.parent if folder.name.isdecimal() else folder) / "config.json"
-    if not file.exists():
-        raise ValueError(f"config.source_run={source_run!r} has no {file.name} ({file}): name the workdir of a run.")
-    try:
-        stored = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error}): config.source_run needs a run whose settings can be read.") \
-            from error
-    source = from_dict({field.name: stored[field.name] for field in dataclasses.fields(Config) if field.name in stored})
+    source, stored = read_source(source_run)
     config = to_config_dict(Config(**{section: getattr(source, section) for section in KEPT}))
 
     is_imported = stored.get("corpus_hash") == "" and (source.train, source.optimizer) == (TrainConfig(),
@@ -98,6 +84,30 @@ def get_config(source_run="", num_heads=1):
     config.train.checkpoint_every = source.train.checkpoint_every
     config.train.validate_every = source.train.validate_every
     return config
+
+
+def read_source(source_run):
+    """Returns the settings of the run to start from, as a Config, and what its config.json holds.
+
+    Raises:
+      ValueError: there is no such run, or its config.json is damaged.
+    """
+    from etils import epath
+
+    if not source_run:
+        raise ValueError("config.source_run is empty: name the workdir of the run to start from, as in "
+                         "--config.source_run=runs/code_bytes.")
+    folder = epath.Path(source_run).expanduser()
+    file = (folder.parent.parent if folder.name.isdecimal() else folder) / "config.json"
+    if not file.exists():
+        raise ValueError(f"config.source_run={source_run!r} has no {file.name} ({file}): name the workdir of a run.")
+    try:
+        stored = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}): config.source_run needs a run whose settings can be read.") \
+            from error
+    source = from_dict({field.name: stored[field.name] for field in dataclasses.fields(Config) if field.name in stored})
+    return source, stored
 
 
 def layers_per_head(head_kind):

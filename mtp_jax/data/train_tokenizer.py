@@ -23,6 +23,7 @@ from mtp_jax.data.sources.paths import check_reachable
 HELP = {
     "source": "Where documents come from, as in config.data.source: files, jsonl, stdlib, ...",
     "path": "What the source reads: a folder, a file or a glob; may lie in a bucket.",
+    "options": "Of a synthetic source, as in config.data.options.",
     "field": "Field that holds the text, for sources that have fields.",
     "validation_path": "Held-out documents, read like --path, if they are not a share of it.",
     "validation_fraction": "Share of files or records held out.",

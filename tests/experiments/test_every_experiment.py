@@ -75,6 +75,7 @@ CASES = {
     "information": Case(SHAPE, stories),
     "head_sweep": Case(SHAPE, stories),
     "paper": Case({"size": "1m", "model.d_model": 64}, files, slow=False),
+    "polynomial": Case({"size": "small", "model.d_model": 32, "data.seq_len": 64}),
     "size_sweep": Case(SHAPE, stories),
     "star_graph": Case({"size": "small", "data.seq_len": 27}),
     "stories": Case({"model.d_model": 32}, stories),

@@ -31,7 +31,8 @@ class Polynomial(GenerationTask):
     name = "polynomial"
     about = "values of expressions in a polynomial ring, by the number of operations"
     settings = (Setting("questions", 2000, "Test questions of each number of operations."),
-                Setting("operations", 10, "Largest number of operations."))
+                Setting("options", "", "The data.options that a prepared corpus was made with; empty: the run's own."),
+                Setting("operations", 0, "Largest number of operations; 0: twice as many as were trained on."))
 
     def problems(self, request: Request) -> list[Problem]:
         """Returns the test questions; fewer of a number of operations whose space is used up.
@@ -39,13 +40,14 @@ class Polynomial(GenerationTask):
         Raises:
           ValueError: the run was not trained on this task, or a setting is below 1.
         """
-        for name in ("questions", "operations"):
-            if request.option(name) < 1:
-                raise ValueError(f"--set={name}={request.option(name)} must be at least 1.")
+        for name, least in (("questions", 1), ("operations", 0)):
+            if request.option(name) < least:
+                raise ValueError(f"--set={name}={request.option(name)} must be at least {least}.")
         options = trained_on(request)
+        largest = request.option("operations") or 2 * options.max_operations
         return [problem for row in itertools.zip_longest(*(
             _problems(options, operations, request.option("questions"))
-            for operations in range(1, request.option("operations") + 1))) for problem in row if problem is not None]
+            for operations in range(1, largest + 1))) for problem in row if problem is not None]
 
     def drawing(self, request: Request) -> Drawing:
         """Returns how answers are drawn; one token more than the answer has, so that one too long is noticed."""
@@ -77,17 +79,20 @@ class Polynomial(GenerationTask):
 
 
 def trained_on(request: Request) -> PolynomialOptions:
-    """Returns the `data.options` of the run.
+    """Returns the `data.options` of the run, or those that are given.
 
     Raises:
       ValueError: it was trained on something else.
     """
+    if request.option("options"):
+        return read_options(PolynomialOptions, request.option("options"), polynomial.NAME)
     data = request.run_config().data
     for part in data.parts.values():
         if part.source == polynomial.NAME:
             return read_options(PolynomialOptions, part.options, polynomial.NAME)
     raise ValueError(f"--task={Polynomial.name} needs a run with data.source={polynomial.NAME}, which says the ring: "
-                     f"{request.config.workdir} has data.source={data.source}.")
+                     f"{request.config.workdir} has data.source={data.source}. Of a prepared corpus say it by "
+                     "--set=options=prime=7,degree=5,... .")
 
 
 def _problems(options: PolynomialOptions, operations: int, count: int) -> list[Problem]:

@@ -1,6 +1,6 @@
 """Do more heads help a small model to compute with polynomials? (section 4.2, Figure 8)
 
-Expressions of m operations in F_7[X]/(X^5), such as ((53262*41343)o(-52034))=60214: the model reads the question and
+Expressions of m operations in F_7[X]/(X^5), such as ((53262*41343)o(-52034))=61015: the model reads the question and
 writes the value's coefficients. It trains on m = 1 to 5, and is tested on m = 1 to 10. What the paper leaves open
 (serialisation, shapes of the trees, composition) is told in mtp_jax/data/tasks/polynomial.py and polynomial_ring.py.
 
@@ -14,7 +14,7 @@ and the study of n = 1, 2, 4 with five seeds, about 20 core-minutes:
     python -m experiments.polynomial --workdir=runs/polynomial_small --config.size=small --config.model.num_heads=2
     python -m mtp_jax.study --experiment=polynomial --workdir=runs/experiments
 
-The small size computes in F_2[X]/(X^4) with m = 1 and 2: F_5[X]/(X^3) and F_3[X]/(X^3) were not learnt in a minute. In
+The small size computes in F_2[X]/(X^4) with m = 1 and 2: in a minute F_5[X]/(X^3) and F_3[X]/(X^3) were hardly learnt. In
 F_2 an element is its own negative. All n have as many parameters; with n = 4 the trunk has 4 of the 8 layers.
 
 Expected, of the paper's 100M models (two runs each, read off Figure 8): at m = 3 right in 37 to 49 % with n = 1, in 51

@@ -1,6 +1,6 @@
 """Polynomial arithmetic (section 4.2 of the paper): expressions in F_p[X]/(X^d), each with its value.
 
-    ((53262*41343)o(-52034))=60214
+    ((53262*41343)o(-52034))=61015
 
 Read by the tokenizer "bytes", a character is a token. An operand is its d coefficients, that of X^0 first; every
 operation is in brackets: (-a), (a+b), (a*b), (aob), the last a(b). Pause tokens, "." each, stand between question and

@@ -35,6 +35,11 @@ def test_examples_are_questions_and_their_values():
     np.testing.assert_allclose(counts[1:] / PIECE_EXAMPLES, 1 / 5, atol=0.025)
 
 
+def test_the_example_of_the_documentation():
+    question, answer = next(line for line in polynomial.__doc__.splitlines() if "=" in line).strip().split("=")
+    assert "".join(map(str, evaluate(question, PAPER.ring)[0])) == answer
+
+
 def test_the_last_piece_ends_where_the_examples_do():
     assert len(read(PAPER, 2)) == PIECE_EXAMPLES - 100
     names = [document.name for piece in range(3) for document in polynomial.documents(PAPER, piece)]

@@ -9,7 +9,10 @@ from experiments import choice_points, information
 from mtp_jax.analysis import choice_points as choice_plot
 from mtp_jax.analysis import information as information_plot
 from mtp_jax.config import EvaluationConfig
+from mtp_jax.decoding.load import load_model
 from mtp_jax.evaluation import command
+from mtp_jax.evaluation.likelihood import Scorer
+from mtp_jax.evaluation.tasks.information import draw_positions
 from tests.evaluation.toy import WINDOW, write_model
 
 PNG = b"\x89PNG"
@@ -31,6 +34,13 @@ def evaluate(folder, task, **flags):
     return json.loads((folder / "eval" / f"{task}.json").read_text())
 
 
+def read(folder, numbers):
+    """Returns rows of the text, a window each, and the losses of head 1 on them."""
+    ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
+    rows = [np.concatenate([[256], ids[i * (WINDOW - 1):(i + 1) * (WINDOW - 1)]]).astype(np.int32) for i in numbers]
+    return rows, [-reading.logprob[1] for reading in Scorer(load_model(folder)).read(rows)]
+
+
 def test_choice_points_of_a_run(folder):
     found = evaluate(folder, "choice_points", set=("rows=6",))
     metrics, kinds = found["metrics"], found["kinds"]
@@ -46,6 +56,10 @@ def test_choice_points_of_a_run(folder):
             np.dot([4, 3, 2, 1], found["credits"][kind]) / (4 * found["credits"][kind][0]))
         low, high = found["intervals"][f"emphasis_{kind}"]
         assert low <= metrics[f"emphasis_{kind}"] <= high
+    rows, losses = read(folder, range(6))
+    blanks = [(number, t) for number, row in enumerate(rows) for t in range(4, WINDOW - 3) if row[t] == ord(" ")]
+    assert kinds["space"]["steps"] == len(blanks)
+    assert kinds["space"]["loss"] == pytest.approx(np.mean([losses[number][t - 1] for number, t in blanks]), rel=1e-5)
     assert len(found["example"]["text"]) == len(found["example"]["weight_over_n"]) == WINDOW - 7
     assert choice_plot.plot_run(folder).read_bytes().startswith(PNG)
 
@@ -54,6 +68,11 @@ def test_information_of_a_run(folder):
     found = evaluate(folder, "information", set=("positions=10",))
     metrics = found["metrics"]
     assert metrics["positions"] == 10 == len(found["samples"]) and metrics["covered"] == pytest.approx(1)
+    rows, losses = read(folder, range(10))
+    places = draw_positions(rows, 10, WINDOW, seed=0)
+    for place, (name, ahead) in zip((0, 1, 9, 9), (("loss_x", 0), ("loss_y_given_x", 1)) * 2):
+        number = next(i for i, row in enumerate(rows) if row is places[place][0])
+        assert found["samples"][place][name] == pytest.approx(losses[number][places[place][1] - 1 + ahead], abs=1e-4)
     assert metrics["lemma"] < 1e-9 and metrics["mutual_information"] >= 0 and metrics["head_2_divergence"] > 0
     assert metrics["loss_y"] - metrics["loss_y_given_x"] == pytest.approx(metrics["relative_information"])
     assert metrics["loss_x"] == pytest.approx(metrics["loss_x_given_y"] + metrics["relative_information"])

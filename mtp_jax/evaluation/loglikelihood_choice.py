@@ -103,8 +103,9 @@ class ChoiceTask(Task):
                 problems[task_id] = self.read(record, where, request.options)
             except ValueError as error:
                 errors[task_id] = str(error)
-        if len(errors) == len(problems):
-            raise ValueError(next(iter(errors.values())))
+        if 2 * len(errors) > len(problems):  # not a few bad records: it is another file
+            raise ValueError(f"{len(errors)} of {len(problems)} records of --data={request.config.data} are no problem "
+                             f"of --task={self.name}. The first: {next(iter(errors.values()))}")
         return problems, errors
 
     def _rows(self, scorer: Scorer, problems: Mapping[str, Choices | None], errors: dict[str, str]

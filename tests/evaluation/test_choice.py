@@ -233,6 +233,8 @@ def test_a_stopped_evaluation_goes_on(x64, tmp_path, monkeypatch):
 @pytest.mark.parametrize("task, text, message", [
     ("piqa", json.dumps([FORMS[2][1]]), "item 1: the instruction begins 'Please choose the correct answer.*no data of"),
     ("siqa", json.dumps([FORMS[2][1]]), "item 1 has 4 choices, and this task's problems have 3"),
+    ("siqa", json.dumps([FORMS[2][1]] * 2 + [FORMS[9][1]]),
+     "2 of 3 records of .* are no problem of --task=siqa. The first"),
     ("arc_easy", json.dumps(FORMS[6][1]), r"line 1 has the fields .* and lacks \['question', 'answerKey'\]"),
     ("arc_easy", json.dumps({"question": "6 x 7?", "answerKey": "A"}), "has no choices with text and label"),
     ("piqa", json.dumps(SENTENCE), "lacks .*'goal'"),

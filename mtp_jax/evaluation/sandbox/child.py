@@ -121,6 +121,7 @@ def become_program(job: dict[str, Any], keep: dict[int, int]) -> None:
     kernel.filter_calls([os.getpid()], attributes=job["layer"] == "landlock")
     sys.path[:] = sys.path[1:] + job["packages"]
     sys.argv[:] = ["program"]
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # what site would have put there
     os.environ.clear()
     os.environ.update(job["environment"])
 
@@ -138,10 +139,13 @@ def run_source(source: str, name: str) -> dict[str, Any]:
 def serve(job: dict[str, Any], inbox: int, outbox: int) -> NoReturn:
     """Is the program: defines what its source defines, then does what the checker asks until it is killed."""
     held: list[Any] = []
+    numbers: dict[int, int] = {}
 
     def refer(value: Any) -> int:
-        held.append(value)
-        return len(held) - 1
+        if id(value) not in numbers:
+            numbers[id(value)] = len(held)
+            held.append(value)
+        return numbers[id(value)]
 
     def do(what: str, *rest: Any) -> Any:
         if what == "name":
@@ -254,9 +258,10 @@ def check_function(job: dict[str, Any], inbox: int, outbox: int) -> NoReturn:
         for error in found:
             if isinstance(error, type) and issubclass(error, Exception) and error is not Exception:
                 try:
-                    raise error(str(rest[1]))
+                    known_error = error(str(rest[1]))
                 except TypeError:
                     continue  # one that takes more than a text
+                raise known_error
         raise ProgramError(f"{str(rest[0][0])[:60]}: {str(rest[1])[:_SENTENCE]}")
 
     def ask(what: str, *rest: Any) -> Any:

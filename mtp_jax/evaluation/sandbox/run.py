@@ -151,7 +151,8 @@ def _start(source: str, mode: str, limits: Limits | None, layer: str | None) -> 
     environment["TMPDIR"] = environment["HOME"]
     job = {"source": source, "mode": mode, "layer": layer, "folder": folder, "environment": environment,
            **asdict(limits), **_places()}
-    process = subprocess.Popen([sys.executable, "-s", "-S", "-P", "-c", _START, str(pathlib.Path(__file__).parent)],
+    process = subprocess.Popen([sys.executable, "-s", "-S", "-P", "-c", _START, str(pathlib.Path(__file__).parent),
+                                folder],  # the last tells people whose processes these are
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder,
                                env=environment, start_new_session=True, bufsize=0)
     assert process.stdin is not None and process.stdout is not None  # they are pipes

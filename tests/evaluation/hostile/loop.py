@@ -1,0 +1,4 @@
+# Never returns.
+def answer(n):
+    while True:
+        pass

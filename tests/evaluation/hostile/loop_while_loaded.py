@@ -1,0 +1,7 @@
+# Never has defined anything.
+while True:
+    pass
+
+
+def answer(n):
+    return n

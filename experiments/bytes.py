@@ -69,7 +69,7 @@ def study(seeds=head_sweep.SEEDS):
         judge)
     return Study("bytes", "How far ahead can a byte-level model draft?", tuple(cells), measure, (claim,), plot,
                  "about 14 core-minutes", columns=(*(f"tokens_per_forward_{k}" for k in (2, 3, 4, 8)),
-                                                   "bits_per_byte_1"),
+                                                   "agreement_length_4", "bits_per_byte_1"),
                  settings=f"prose: {head_sweep.SETTINGS} Code is the standard library of the running Python. The "
                           "models of 4 heads share an unembedding; that of 8 has one a head, and 10 layers, so that "
                           f"its trunk has 2 as well. {head_sweep.DRAFTED}")
@@ -78,7 +78,7 @@ def study(seeds=head_sweep.SEEDS):
 def measure(folder):
     """Returns tokens per forward and head 1's loss."""
     return {"bits_per_byte_1": study_measure.last_validation(folder)["bits_per_byte_1"],
-            **study_measure.tokens_per_forward(folder)}
+            **study_measure.evaluation(folder, "drafting")}
 
 
 def judge(rows):

@@ -49,11 +49,6 @@ def evaluation(folder: epath.PathLike, task: str) -> dict[str, float]:
         raise ValueError(f"{path} cannot be read ({error}): delete it and run the study again.") from error
 
 
-def tokens_per_forward(folder: epath.PathLike) -> dict[str, float]:
-    """Returns tokens_per_forward_k of each number of heads that the task `drafting` tried."""
-    return {name: value for name, value in evaluation(folder, "drafting").items() if value is not None}
-
-
 def column(rows: Sequence[Row], name: str, **group: Any) -> dict[int, float]:
     """Returns {seed: value} of the rows of a group.
 

@@ -58,13 +58,14 @@ def test_counts_are_those_of_generating_the_same_prompts(workdir, greedy_only):
     config = config_of(workdir)
     request = Request(config, task.options(config.set), model=model)
     found = task.run(request).to_json()
-    assert list(found["metrics"]) == [f"tokens_per_forward_{k}" for k in (1, 2, 3)]
+    assert list(found["metrics"]) == [*(f"tokens_per_forward_{k}" for k in (1, 2, 3)),
+                                      *(f"agreement_length_{k}" for k in (2, 3))]
     assert found["metrics"]["tokens_per_forward_1"] == 1 and len(found["samples"]) == 4
-    prompts = task.prompts(request)
+    prompts = [row[:20].tolist() for row in task.rows(request)]
     (part,) = open_corpus(read_config(workdir).data).parts.values()
     held_out = [tuple(row["tokens"][:20].tolist()) for row in map(part.rows["validation"].__getitem__,
                                                                   range(len(part.rows["validation"])))]
-    assert len(prompts) == 4 and all(tuple(prompt.tolist()) in held_out for prompt in prompts)
+    assert len(prompts) == 4 and all(tuple(prompt) in held_out for prompt in prompts)
     for k in (2, 3):
         direct = generate(model, prompts, max_new_tokens=24, heads=k, stop=())
         assert found["metrics"][f"tokens_per_forward_{k}"] == pytest.approx(direct.tokens_per_forward)

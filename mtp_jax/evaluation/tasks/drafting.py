@@ -1,7 +1,12 @@
 """How many tokens a forward yields when 2, 3, .. heads draft, on held-out text of the run itself.
 
-Greedy self-speculative decoding, as in the paper's Tables S2 and S3: prompts are the beginnings of held-out rows, all k
-take turns on the same ones, no token stops, and a forward of the prompt counts as one.
+`tokens_per_forward_k` is that of self-speculative decoding, as in the paper's Tables S2 and S3: prompts are the
+beginnings of held-out rows, all k take turns on the same ones, no token stops, and a forward of the prompt counts as
+one. It is greedy as there unless --temperature says otherwise: greedily a very small model writes the same words again
+and again, where any draft is accepted.
+
+`agreement_length_k` takes the held-out text as it stands: 1 + the mean length of the prefix of heads 2 to k that say
+what head 1 says there, as `expected_accepted_length` in metrics.jsonl, also of heads that rest (see docs/metrics.md).
 """
 
 from __future__ import annotations
@@ -22,11 +27,11 @@ class Drafting(Task):
     """Tokens per forward over the number of heads in use."""
 
     name = "drafting"
-    about = "tokens per forward of greedy self-speculative decoding with 2 to n heads, on the run's held-out text"
+    about = "tokens per forward of self-speculative decoding with 2 to n heads, on the run's held-out text"
     settings = (
-        Setting("prompts", 64, "prompts, drawn among the held-out rows"),
+        Setting("prompts", 128, "prompts, drawn among the held-out rows"),
         Setting("prompt_tokens", 64, "tokens of a prompt"),
-        Setting("new_tokens", 64, "tokens that each is continued by"),
+        Setting("new_tokens", 32, "tokens that each is continued by"),
         Setting("heads", "", "numbers of heads that are tried, such as 2,4,8; empty: all from 2 on"),
     )
 
@@ -38,8 +43,10 @@ class Drafting(Task):
         """
         from mtp_jax.decoding import generate
 
-        prompts = self.prompts(request)
+        rows = self.rows(request)
+        prompts = [row[:request.option("prompt_tokens")] for row in rows]
         new = request.option("new_tokens")
+        temperature = (request.config.temperatures or (0.0,))[0]
         values: dict[str, float] = {"tokens_per_forward_1": 1.0}
         intervals: dict[str, tuple[float, float]] = {}
         samples: list[dict[str, Any]] = [{"task_id": f"prompt {number}"} for number in range(len(prompts))]
@@ -50,9 +57,10 @@ class Drafting(Task):
             for k in tried:
                 done = []
                 for start in range(0, len(prompts), batch):
-                    rows = [prompt.tolist() for prompt in prompts[start:start + batch]]
-                    done.append(generate(request.model, rows, max_new_tokens=new, heads=k, stop=()))
-                    bar.update(len(rows))
+                    part = [prompt.tolist() for prompt in prompts[start:start + batch]]
+                    done.append(generate(request.model, part, max_new_tokens=new, heads=k, stop=(),
+                                         temperature=temperature, seed=request.config.seed))
+                    bar.update(len(part))
                 produced = np.concatenate([one.produced for one in done])
                 forwards = np.concatenate([one.forwards for one in done])
                 if set(produced.tolist()) != {new}:
@@ -69,7 +77,9 @@ class Drafting(Task):
                     texts = [text for one in done for text in one.text or [""] * len(one.tokens)]
                     for sample, text in zip(samples, texts):
                         sample["completion"] = text
-        return Result(self.name, Metrics(values, intervals, {"acceptance": acceptance}), samples, request.settings())
+        values |= agreement_lengths(request, rows) if tried else {}
+        return Result(self.name, Metrics(values, intervals, {"acceptance": acceptance}), samples,
+                      {**request.settings(), "temperature": temperature})
 
     def numbers(self, request: Request) -> list[int]:
         """Returns the numbers of heads to try, in order."""
@@ -82,8 +92,8 @@ class Drafting(Task):
             raise ValueError(f"--set=heads={text} must lie between 1 and the model's {most} heads.")
         return numbers
 
-    def prompts(self, request: Request) -> list[np.ndarray]:
-        """Returns the prompts, ids."""
+    def rows(self, request: Request) -> list[np.ndarray]:
+        """Returns the held-out texts, ids, whose beginnings are the prompts: rows up to the end of their document."""
         from mtp_jax.data.corpus import open_corpus
 
         config = request.run_config()
@@ -98,15 +108,32 @@ class Drafting(Task):
         for part in corpus.parts.values():
             rows = part.rows["validation"]
             for number in np.random.default_rng(request.config.seed).permutation(len(rows)):
+                if len(found) >= count:
+                    break
                 row = rows[int(number)]
-                # A row's beginning inside one document, as training sees it.
-                if len(found) < count and len(row["tokens"]) >= length and len(set(row["segments"][:length])) == 1:
-                    found.append(np.asarray(row["tokens"][:length], np.int32))
+                size = int(np.sum(row["segments"] == row["segments"][0]))  # its first document's, as training sees it
+                if size >= length:
+                    found.append(np.asarray(row["tokens"][:size], np.int32))
         found = request.take(found)
         if not found:
             raise ValueError(f"The held-out side of {request.config.workdir} has no row that begins with {length} "
                              "tokens of one document: lower --set=prompt_tokens.")
         return found
+
+
+def agreement_lengths(request: Request, rows: list[np.ndarray]) -> dict[str, float]:
+    """Returns 1 + the mean length of the agreeing prefix of heads 2 to k, for each k that the model has."""
+    from mtp_jax.evaluation.likelihood import Scorer
+
+    n = request.model.heads
+    heads = range(1, n + 1)
+    lengths = []
+    for reading in Scorer(request.model, batch_size=request.config.batch_size).read(rows, heads=tuple(heads)):
+        count = len(reading.top[n])  # positions where all heads have a target
+        agree = [reading.top[k][:count] == reading.top[1][k - 1:k - 1 + count] for k in heads[1:]]
+        lengths.append(np.cumprod(agree, axis=0).reshape(n - 1, count))
+    means = np.concatenate(lengths, axis=1).mean(axis=1) if n > 1 else np.zeros(0)
+    return {f"agreement_length_{k}": float(1 + means[:k - 1].sum()) for k in heads[1:]}
 
 
 def interval(produced: np.ndarray, forwards: np.ndarray) -> tuple[float, float]:

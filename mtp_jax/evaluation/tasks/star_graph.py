@@ -38,8 +38,9 @@ class StarGraphTask(GenerationTask):
         Raises:
           ValueError: the run was not trained on this task.
         """
-        return [Problem(f"star_graph/{number}", prompt, {"answer": answer})
-                for number, (prompt, answer) in enumerate(held_out_examples(trained_on(request)))]
+        options = trained_on(request)
+        return [Problem(f"star_graph/{number}", prompt, {"answer": answer, "width": options.width})
+                for number, (prompt, answer) in enumerate(held_out_examples(options))]
 
     def drawing(self, request: Request) -> Drawing:
         """Returns how paths are drawn; one token more than the answer has, so that one too long is noticed."""
@@ -50,7 +51,8 @@ class StarGraphTask(GenerationTask):
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Returns whether the completion is the path, and whether its second node is right."""
-        answer, width = problem.facts["answer"], trained_on(request).width
+        del request
+        answer, width = problem.facts["answer"], problem.facts["width"]
         hard = slice(width, 2 * width)
         return {"passed": completion == answer, "hard_node": completion[hard] == answer[hard], "answer": answer}
 
@@ -81,7 +83,7 @@ def forced(request: Request, problems: Sequence[Problem], options: StarGraph) ->
     answers = slice(options.prompt_length, options.prompt_length + options.path_length)  # targets: tokens after BOS
     readings = Scorer(model, batch_size=request.config.batch_size).read(rows)
     right = np.stack([reading.top[1][answers] == row[1:][answers] for reading, row in zip(readings, rows)])
-    return right.reshape(len(rows), options.length, options.width).all(axis=2)
+    return np.asarray(right.reshape(len(rows), options.length, options.width).all(axis=2))
 
 
 def trained_on(request: Request) -> StarGraph:

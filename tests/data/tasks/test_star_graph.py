@@ -136,7 +136,7 @@ def test_test_examples_all_differ_and_a_few_begin_many():
     options = StarGraph(arms=2, length=3, nodes=9, held_out=6000)
     many = held_out_examples(options)
     assert len(set(many)) == len(many) == 6000
-    assert held_out_examples(dataclasses.replace(options, held_out=50)) == many[:50]
+    assert held_out_examples(dataclasses.replace(options, held_out=50, seed=3)) == many[:50]  # whatever the seed
 
 
 def test_a_corpus_of_one_example_a_row():

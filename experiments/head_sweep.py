@@ -29,8 +29,8 @@ PROSE = ("data/childrens_stories", "../shared/data/childrens_stories")
 SEEDS = (0, 1, 2, 3, 4)
 SETTINGS = ("fairy tales as bytes, 64 wide, 6 layers in all, 8 rows of 128 bytes, 800 steps; the seed draws "
             "parameters and the order of the data.")
-DRAFTED = ("128 held-out prompts of 64 bytes are continued by 32 bytes each, drawn at temperature 1: greedily so small a "
-           "model writes the same words again and again, where any draft is accepted.")
+DRAFTED = ("128 held-out prompts of 64 bytes are continued by 32 bytes each, drawn at temperature 1: greedily so small "
+           "a model writes the same words again and again, where any draft is accepted.")
 MINUTES = "about nine core-minutes"
 
 

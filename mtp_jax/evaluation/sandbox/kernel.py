@@ -133,11 +133,11 @@ def private_root(folder: str, *, readable: Sequence[str], hidden: Sequence[str],
       owner: the user whom /box belongs to; None for this process' own.
     """
     _mount("none", "/", None, _REC | _PRIVATE)
-    _mount("tmpfs", folder, "tmpfs", _NOSUID | _NODEV, f"size={size},nr_inodes={max(256, size // 4096)},mode=755")
-    for name in ("box", "tmp", "dev", ".old"):
+    _mount("tmpfs", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    for name in ("box", "dev", ".old"):
         os.mkdir(f"{folder}/{name}")
-    os.rmdir(f"{folder}/tmp")
-    os.symlink("box", f"{folder}/tmp")
+    _mount("tmpfs", f"{folder}/box", "tmpfs", _NOSUID | _NODEV,
+           f"size={size},nr_inodes={max(256, size // 4096)},mode=700")
     if owner is not None:
         os.chown(f"{folder}/box", owner, owner)
     for path in (*readable, "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
@@ -152,8 +152,7 @@ def private_root(folder: str, *, readable: Sequence[str], hidden: Sequence[str],
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY))
         _mount(path, place, None, _BIND | _REC)
         if not path.startswith("/dev/"):
-            attributes = ctypes.create_string_buffer(struct.pack("QQQQ", _RDONLY | _NOSUID | _NODEV, 0, 0, 0))
-            _syscall("mount_setattr", -100, os.fsencode(place), 0x8000, attributes, 32)  # AT_FDCWD, AT_RECURSIVE
+            _read_only(place, 0x8000)  # AT_RECURSIVE
     for path in hidden:
         if os.path.isdir(folder + path):
             _mount("tmpfs", folder + path, "tmpfs", _RDONLY | _NOSUID | _NODEV, "size=4096")
@@ -161,6 +160,13 @@ def private_root(folder: str, *, readable: Sequence[str], hidden: Sequence[str],
     os.chdir("/box")
     _check(_libc.umount2(b"/.old", _DETACH), "umount")
     os.rmdir("/.old")
+    _read_only("/", 0)
+
+
+def _read_only(place: str, depth: int) -> None:
+    """Makes a mount read-only."""
+    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", _RDONLY | _NOSUID, 0, 0, 0))
+    _syscall("mount_setattr", -100, os.fsencode(place), depth, attributes, 32)  # AT_FDCWD
 
 
 def landlock_version() -> int:

@@ -17,11 +17,10 @@ from etils import epath
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.generation_task import GenerationTask
 from mtp_jax.evaluation.problems import need_text, read_jsonl, read_text
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
-from mtp_jax.evaluation.tasks.programs import score_calls, score_program
+from mtp_jax.evaluation.tasks.programs import ProgramTask, score_calls, score_program
 
 LEVELS = ("introductory", "interview", "competition", "all")
 SPLITS = ("test", "train")
@@ -81,7 +80,7 @@ def joined(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-class Apps(GenerationTask):
+class Apps(ProgramTask):
     """APPS by pass@k."""
 
     name = "apps"

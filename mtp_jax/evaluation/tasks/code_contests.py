@@ -19,11 +19,10 @@ from etils import epath
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.generation_task import GenerationTask
 from mtp_jax.evaluation.problems import need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
-from mtp_jax.evaluation.tasks.programs import score_program
+from mtp_jax.evaluation.tasks.programs import ProgramTask, score_program
 
 CONDITIONS = {"correct": "CORRECT SOLUTION\n", "incorrect": "INCORRECT SOLUTION\n", "none": ""}
 TESTS = {"all": ("public_tests", "private_tests", "generated_tests"), "hidden": ("private_tests", "generated_tests"),
@@ -90,7 +89,7 @@ def own_seconds(record: Mapping[str, Any]) -> float | None:
     return float(limit) if limit else None
 
 
-class CodeContests(GenerationTask):
+class CodeContests(ProgramTask):
     """CodeContests by pass@k."""
 
     name = "code_contests"
@@ -118,7 +117,8 @@ class CodeContests(GenerationTask):
             raise ValueError(f"--set=time_factor={request.option('time_factor')} must be 0 or more.")
         files = [data]
         if data.is_dir():
-            files = sorted((file for file in data.rglob("*") if file.name.endswith(ENDS) and split in file.name),
+            folder = data / "data" if (data / "data").is_dir() else data  # as the hub's copy has it
+            files = sorted((file for file in folder.iterdir() if file.name.endswith(ENDS) and split in file.name),
                            key=str)
             if not files:
                 raise ValueError(f"--data={data} has no file with {split!r} in its name that ends in one of "

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.generation_task import GenerationTask
 from mtp_jax.evaluation.problems import need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem
+from mtp_jax.evaluation.tasks.programs import ProgramTask
 
 
-class HumanEval(GenerationTask):
+class HumanEval(ProgramTask):
     """HumanEval by pass@k."""
 
     name = "humaneval"

@@ -14,10 +14,10 @@ from typing import Any
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.generation_task import GenerationTask
 from mtp_jax.evaluation.problems import need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
+from mtp_jax.evaluation.tasks.programs import ProgramTask
 
 SPLITS = {"test": range(11, 511), "prompt": range(1, 11), "validation": range(511, 601), "train": range(601, 975),
           "all": range(1, 975)}
@@ -44,7 +44,7 @@ def names_and_imports(code: str, tests: str) -> tuple[list[str], str]:
     return sorted(used & set(defined) | called), "\n".join(imports)
 
 
-class Mbpp(GenerationTask):
+class Mbpp(ProgramTask):
     """MBPP by pass@k."""
 
     name = "mbpp"

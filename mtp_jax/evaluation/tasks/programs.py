@@ -1,4 +1,4 @@
-"""What APPS and CodeContests share: tests of programs that read and write text, and how their output is compared."""
+"""What the tasks of programs share: the sandbox, and how the output of those that write text is compared."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtp_jax.evaluation import sandbox
+from mtp_jax.evaluation.generation_task import GenerationTask
+from mtp_jax.evaluation.request import Request
 
 ALTOGETHER = 20  # times the limit of one test: what a problem's tests may take in all
 _TOLERANCE = 1e-5
@@ -29,6 +31,14 @@ for number, (given, expected) in enumerate(json.loads(CASES)):
     right = got == expected or isinstance(expected, list) and len(expected) == 1 and got == keys(expected[0])
     assert right, f"test {number}"
 """
+
+
+class ProgramTask(GenerationTask):
+    """A task whose completions are run."""
+
+    def _settings(self, request: Request, *args: Any) -> dict[str, Any]:
+        """Returns everything that decides the numbers, the sandbox' layer with it."""
+        return {**super()._settings(request, *args), "sandbox": sandbox.layer_here()}
 
 
 def same_text(got: str, expected: str, *, fold: bool = False) -> bool:

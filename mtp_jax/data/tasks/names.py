@@ -33,9 +33,9 @@ HELD_OUT_ONE_IN = 5
 MENTIONS = 3  # a name is a word that stands in a story so often at least ...
 MID_SENTENCE = 2  # ... of which so often inside a sentence
 ARTICLES = frozenset("a an the this that my your his her our their".split())
-NO_NAMES = frozenset("I God Lord Heaven Sir Mr Mrs Miss English Christmas Easter Sunday Monday Tuesday Wednesday Thursday "
-                     "Friday Saturday January February March April May June July August September October November "
-                     "December".split())
+NO_NAMES = frozenset("I God Lord Heaven Sir Mr Mrs Miss English Christmas Easter Sunday Monday Tuesday Wednesday "
+                     "Thursday Friday Saturday January February March April May June July August September October "
+                     "November December".split())
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
 FIRST, SECOND = re.compile(r"[A-Z][a-z]?"), re.compile(r"[a-z]{1,6}")
 

@@ -28,20 +28,19 @@ from mtp_jax.data.tasks.options import read_options
 from mtp_jax.data.tokenizer import register_tokenizer
 
 PIECE = 4096  # stories
-FIRSTS = tuple("Ba Be Bo Da Do Du Fa Fe Ga Go Hu Ja Ka Ke Ko La Le Lu Ma Mo Na No Pa Po Ra Ro Sa Su Ta To Va Zu".split())
-SECONDS = tuple("ba be bi ca da di fa fi ga gu ka ki la li ma mu na ni pa pu ra ri sa si ta ti va vu xa xo za zi".split())
+FIRSTS = tuple(
+    "Ba Be Bo Da Do Du Fa Fe Ga Go Hu Ja Ka Ke Ko La Le Lu Ma Mo Na No Pa Po Ra Ro Sa Su Ta To Va Zu".split())
+SECONDS = tuple(
+    "ba be bi ca da di fa fi ga gu ka ki la li ma mu na ni pa pu ra ri sa si ta ti va vu xa xo za zi".split())
 FAMILIAR = tuple(Name(FIRSTS[(5 * i + 2) % len(FIRSTS)], SECONDS[(11 * i + 3) % len(SECONDS)]) for i in range(12))
-OPENING = ("Once there was a {adjective} {animal} called {a} .", "Long ago {a} lived in the {place} with {b} .",
-           "One {adjective} day {a} and {b} went to the {place} .")
+OPENING = ("Once there was a {animal} called {a} .", "Long ago {a} lived with {b} .",
+           "One day {a} and {b} went to the {place} .")
 SENTENCES = (
-    "Then {a} saw a {adjective} {thing} in the {place} .", "{a} said to {b} , where is my {thing} ?",
-    "The {animal} ran away from {a} .", "So {a} gave the {thing} to {b} .", "But {a} was {feeling} .",
-    "In the {place} {a} found a {thing} and a {animal} .", "{a} and {b} looked for the {adjective} {animal} .",
-    "A {animal} told {a} about the {thing} .", "When {b} came back , {a} was {feeling} .",
-    "The {adjective} {animal} asked {a} for a {thing} .", "{a} took the {thing} home .",
-    "That night {a} slept in the {place} .", "I know you , said {a} to the {animal} .",
-    "Nobody in the {place} had seen {a} .", "The {thing} was {adjective} , and {a} liked it .",
-    "Please help {b} , said {a} .")
+    "Then {a} met {b} .", "{a} gave {b} a {thing} .", "But {a} was {feeling} .", "{a} called {b} .",
+    "{a} and {b} saw a {adjective} {animal} .", "In the {place} {a} found {b} .", "Please help {b} , said {a} .",
+    "{a} took the {thing} home .", "When {b} came , {a} was {feeling} .", "The {animal} ran to {a} .",
+    "{a} told {b} about the {thing} .", "{b} , said {a} , come to the {place} .", "So {a} followed {b} .",
+    "The {thing} of {a} was {adjective} .")
 WORDS = {
     "place": "forest garden house river castle village field cave market tower hill lake".split(),
     "thing": "ring apple lamp key book crown boat drum stone flower bell cloak".split(),
@@ -57,7 +56,7 @@ class MadeStoriesOptions:
     """Settings of the source "made_stories"."""
 
     stories: int = 20_000
-    sentences: int = 8  # of a story
+    sentences: int = 12  # of a story
     characters: int = 3  # of a story
     share: float = 1.0  # of the stories that have names of their own; the others have familiar ones
     seed: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,8 @@ class Induction(Task):
                 raise ValueError("--data is missing: the run has no data.validation_path; give held-out stories as "
                                  f"{self.data_help.removeprefix('optional ').split('.')[0]}.")
             path = epath.Path(run.data.validation_path).expanduser()
-        names, field, found = two_token_names(tokenizer, held_out=True), request.option("field"), []
+        names, field = two_token_names(tokenizer, held_out=True), request.option("field")
+        found: list[tuple[str, Mentions]] = []
         for number, (where, record) in enumerate(read_jsonl(path)):
             if len(found) == count:
                 break
@@ -110,7 +111,7 @@ class Induction(Task):
         return found
 
     @staticmethod
-    def _models(request: Request, model: DecodingModel):
+    def _models(request: Request, model: DecodingModel) -> Iterator[tuple[int | None, DecodingModel]]:
         """Yields (step, model) of the checkpoints that are asked for; the newest comes last."""
         from etils import epath
 
@@ -156,7 +157,7 @@ def cut(mentions: Mentions, model: DecodingModel, story: int) -> list[Row]:
     rows, size = [], model.window  # with BOS one more than the window: the last token is only predicted
     for begin in range(0, len(mentions.ids), size):
         seen: set[str] = set()
-        known, first = [], []
+        known, first = list[int](), list[int]()
         for end, name in zip(mentions.ends, mentions.names):
             if begin + 1 <= end < begin + size:  # both tokens lie in the row
                 (known if name in seen else first).append(end - begin + 1)
@@ -206,7 +207,7 @@ def summarise(curve: Sequence[dict[str, Any]], threshold: float) -> dict[str, fl
             **({"tokens_to_threshold": float(reached[0])} if reached else {})}
 
 
-def _columns(counts: np.ndarray):
+def _columns(counts: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yields (metric, [stories] right, [stories] all) of what `read` returns."""
     names = ["accuracy", *(f"head_{head}_accuracy" for head in range(2, counts.shape[1])), "first_mention_accuracy"]
     for index, name in enumerate(names):

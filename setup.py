@@ -42,10 +42,11 @@ setup(
     ],
     extras_require={
         "test": ["gguf>=0.19", "hypothesis>=6.100", "kubeflow-trainer-api>=2.3.0", "mypy>=1.11", "pytest>=8.0",
-                 "pytest-xdist>=3.6", "ruff>=0.6"],
+                 "pytest-xdist>=3.6", "rouge-score>=0.1.2", "ruff>=0.6"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "gguf": ["gguf>=0.19"],
+        "evaluation": ["rouge-score>=0.1.2"],  # for --task=summaries
         "interop": ["torch==2.13.0", "transformers>=5.0"],
         "prepare": ["apache-beam>=2.77"],  # itself for Python 3.10 to 3.14; pins: constraints-prepare.txt
     },

@@ -55,7 +55,8 @@ def _bounds(axis: Any, n: int) -> None:
     """Draws what a step without consequence has, and a choice that decides the next n - 1 tokens alone."""
     for value, text in ((1.0, "no consequence"), ((n + 1) / 2, "decides all n")):
         axis.axhline(value, color="0.3", linewidth=0.9, linestyle="--")
-        axis.text(0.99, value, text, fontsize=7.5, ha="right", va="bottom", transform=axis.get_yaxis_transform())
+        axis.text(0.99, value, text, fontsize=7.5, ha="right", va="bottom", transform=axis.get_yaxis_transform(),
+                  bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})
     axis.set_ylim(min(0.9, axis.get_ylim()[0] or 0.9), (n + 1) / 2 * 1.06)
 
 

@@ -3,8 +3,8 @@
     python -m mtp_jax.evaluation.lm_eval_adapter --model_args workdir=runs/code --tasks arc_easy,lambada_openai
 
 takes all that the command `lm_eval` does, with `--model mtp_jax` filled in. In a program, importing this module makes
-the model known: `lm_eval.simple_evaluate(model="mtp_jax", model_args="workdir=runs/code", tasks=[...])`. Needs
-`pip install lm_eval`, and no torch.
+the model known: `lm_eval.simple_evaluate(model="mtp_jax", model_args="workdir=runs/code", tasks=[...])`. Needs no
+torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise ImportError(f"The adapter needs lm-evaluation-harness ({error}): pip install 'mtp_jax[lm_eval]'.") from error
+    MISSING = f"The adapter needs lm-evaluation-harness ({error}): pip install 'mtp_jax[lm_eval]'."
+    if __name__ == "__main__":
+        sys.exit(f"ERROR: {MISSING}")
+    raise ImportError(MISSING) from error
 
 from mtp_jax.checkpoints import CheckpointError
 from mtp_jax.decoding import DecodingModel

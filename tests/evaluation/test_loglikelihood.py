@@ -1,8 +1,11 @@
 """How texts become rows: against the definitions, and against a tokenizer whose tokens cross the seam."""
 
 import dataclasses
+import runpy
+import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +56,10 @@ def test_each_token_is_scored_once_with_context(tokens, window, data):
     assert [one.times for one in seen] == [0] + [1] * (tokens - 1)
     for place, one in enumerate(seen):
         assert one.context >= min(place, window + 1 - stride), "as much context as the stride leaves, or the whole"
+
+
+@pytest.mark.parametrize("name, error", [("__main__", SystemExit), ("adapter", ImportError)])
+def test_without_lm_eval_the_adapter_says_what_to_install(name, error, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(error, match=r"The adapter needs lm-evaluation-harness .*pip install 'mtp_jax\[lm_eval\]'"):
+        runpy.run_module("mtp_jax.evaluation.lm_eval_adapter", run_name=name)

@@ -4,8 +4,8 @@ The paper counts: a wrong decision at a choice point spoils n(n+1)/2 terms of th
 again n (`tests/evaluation/test_choice_points.py` enumerates them, n = 1 to 8). Here the same is measured on trained
 models: the n-token loss is shared out, exactly, among the steps of a held-out text; a step's emphasis is its share
 over n times its next-token loss, 1 for no consequence and (n+1)/2 for a choice that alone decides the next n - 1
-tokens. `mtp_jax/evaluation/theory/choice_points.py` has the definition. In letters, those that begin a word are taken for
-its choices, and the fourth and later ones for what follows from them.
+tokens. `mtp_jax/evaluation/theory/choice_points.py` has the definition. In letters, those that begin a word are taken
+for its choices, and the fourth and later ones for what follows from them.
 
     python -m experiments.choice_points --workdir=runs/choice_points
     python -m mtp_jax.evaluate --workdir=ANY_RUN --task=choice_points [--data=TEXT]

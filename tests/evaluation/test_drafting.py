@@ -80,7 +80,7 @@ def test_counts_are_those_of_generating_the_same_prompts(workdir, greedy_only):
     (dict(heads="2,5"), "--set=heads=2,5 must lie between 1 and the model's 3 heads"),
     (dict(heads="two"), "--set=heads=two must be whole numbers"),
     (dict(prompt_tokens=200), "lower --set=prompt_tokens"),
-    (dict(new_tokens=40), "do not fit in the window of 48 tokens"),
+    pytest.param(dict(new_tokens=40), "do not fit in the window of 48 tokens", marks=pytest.mark.slow),
 ])
 def test_settings_that_do_not_fit(settings, message, workdir, greedy_only):
     with pytest.raises(ValueError, match=message):

@@ -47,9 +47,11 @@ setup(
         "gpu": ["jax[cuda12]"],
         "gguf": ["gguf>=0.19"],
         "evaluation": ["rouge-score>=0.1.2"],  # for --task=summaries
-        "interop": ["torch==2.13.0", "transformers>=5.0"],
+        "lm_eval": ["lm_eval>=0.4.13"],
+        "interop": ["lm_eval>=0.4.13", "torch==2.13.0", "transformers>=5.0"],
         "prepare": ["apache-beam>=2.77"],  # itself for Python 3.10 to 3.14; pins: constraints-prepare.txt
     },
+    entry_points={"lm_eval.models": ["mtp_jax = mtp_jax.evaluation.lm_eval_adapter:WorkdirLM"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",

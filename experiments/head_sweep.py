@@ -31,6 +31,7 @@ SETTINGS = ("fairy tales as bytes, 64 wide, 6 layers in all, 8 rows of 128 bytes
             "parameters and the order of the data.")
 DRAFTED = ("128 held-out prompts of 64 bytes are continued by 32 bytes each, drawn at temperature 1: greedily so small "
            "a model writes the same words again and again, where any draft is accepted.")
+STEPS = 800
 MINUTES = "about nine core-minutes"
 
 
@@ -67,9 +68,7 @@ def small():
     config.data.validation_batches = 64
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 60
-    config.train.num_steps = 800
-    config.train.checkpoint_every = 800
-    config.train.validate_every = 800
+    config.train.num_steps = config.train.checkpoint_every = config.train.validate_every = STEPS
     config.logging.log_every = 50
     config.logging.tensorboard = False
     return config

@@ -28,11 +28,10 @@ from mtp_jax.data.tasks.options import read_options
 from mtp_jax.data.tokenizer import register_tokenizer
 
 PIECE = 4096  # stories
-FIRSTS = tuple(
-    "Ba Be Bo Da Do Du Fa Fe Ga Go Hu Ja Ka Ke Ko La Le Lu Ma Mo Na No Pa Po Ra Ro Sa Su Ta To Va Zu".split())
-SECONDS = tuple(
-    "ba be bi ca da di fa fi ga gu ka ki la li ma mu na ni pa pu ra ri sa si ta ti va vu xa xo za zi".split())
-FAMILIAR = tuple(Name(FIRSTS[(5 * i + 2) % len(FIRSTS)], SECONDS[(11 * i + 3) % len(SECONDS)]) for i in range(12))
+# So many pairs that most are in few stories: of fewer, models learn by heart which do not occur.
+SECONDS = tuple(consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiouy")
+FIRSTS = tuple(syllable.capitalize() for syllable in SECONDS)
+FAMILIAR = tuple(Name(FIRSTS[(19 * i + 2) % len(FIRSTS)], SECONDS[(37 * i + 3) % len(SECONDS)]) for i in range(12))
 OPENING = ("Once there was a {animal} called {a} .", "Long ago {a} lived with {b} .",
            "One day {a} and {b} went to the {place} .")
 SENTENCES = (
@@ -92,7 +91,9 @@ def own_names(held_out: bool) -> tuple[Name, ...]:
       held_out: those for evaluation; otherwise those for training.
     """
     names = (Name(first, second) for first in FIRSTS for second in SECONDS)
-    return tuple(name for name in names if name not in FAMILIAR and name.is_held_out == held_out)
+    words = set(_TOKEN.findall(" ".join((*OPENING, *SENTENCES))))
+    return tuple(name for name in names
+                 if name not in FAMILIAR and name.text not in words and name.is_held_out == held_out)
 
 
 def make_stories(options: MadeStoriesOptions, start: int, stop: int, *, held_out: bool = False) -> Iterator[MadeStory]:

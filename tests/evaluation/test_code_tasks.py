@@ -92,6 +92,13 @@ def test_mbpp_scores(completion, outcome, tmp_path):
     assert score("mbpp", [SHORT], [completion], tmp_path)["samples"][0]["outcome"] == outcome
 
 
+def test_a_bad_problem_is_listed_and_ends_nothing(tmp_path):
+    records = [SHORT, SHORT | {"task_id": 21, "test_list": ["assert twice("]}, SHORT | {"task_id": 22}]
+    result = score("mbpp", records, [SHORT["code"]] * 3, tmp_path)
+    assert [sample["passed"] for sample in result["samples"]] == [True, False, True]
+    assert [error["task_id"] for error in result["errors"]] == ["21"] and "no Python" in result["errors"][0]["error"]
+
+
 def request(task, data, *options):
     own = {"humaneval": humaneval, "mbpp": mbpp}[task].TASK
     return own.problems(Request(EvaluationConfig(task=task, data=str(data), completions="-"), own.options(options)))

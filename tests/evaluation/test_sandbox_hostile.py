@@ -1,5 +1,6 @@
 """Programs that want to pass without being right: none does, and none leaves anything behind."""
 
+import functools
 import glob
 import os
 import pathlib
@@ -26,14 +27,10 @@ CASES = [(f"{n}\n", f"{n * 7919 + 13}\n") for n in range(3, 6)]
 RIGHT = "def answer(n):\n    return n * 7919 + 13\n"
 LIMITS = Limits(seconds=0.6, memory=1 << 29, file_bytes=4 << 20, output=1 << 22, threads=8)
 WORST = LIMITS.seconds + 5  # seconds for one of them, also where the machine is busy
-MARKS = ("mtp_jax_hostile", "sleep 86399")
-
-
-def works(layer):
-    try:
-        return check_function(RIGHT, test=TEST, names=["answer"], layer=layer).passed
-    except ValueError:
-        return False
+# What the layers differ in: the others run on the second one with the slow tests.
+ON_FILES = ("daemon", "escape_root", "file_bomb", "kill_others", "leave_a_start", "leave_files", "network",
+            "other_programs", "program_daemon", "program_leave_input", "read_files", "read_processes", "shared_memory",
+            "trace_parent")
 
 
 def processes(mark):
@@ -58,11 +55,17 @@ def left_files():
     return [path for place in places for path in glob.glob(f"{glob.escape(place)}/mtp_jax_hostile*")]
 
 
-@pytest.fixture(params=LAYERS)
-def layer(request):
-    if not works(request.param):
-        pytest.skip(f"{request.param}: not on this machine")
-    return request.param
+@functools.cache
+def works(layer):
+    try:
+        return check_function(RIGHT, test=TEST, names=["answer"], layer=layer).passed
+    except ValueError:
+        return False
+
+
+def need(layer):
+    if not works(layer):
+        pytest.skip(f"{layer}: not on this machine")
 
 
 def verdict(name, source, layer, monkeypatch):
@@ -74,8 +77,11 @@ def verdict(name, source, layer, monkeypatch):
     return check_function(source, test=TEST, names=["answer"], limits=LIMITS, layer=layer).passed
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_no_hostile_program_passes_or_leaves_anything(name, layer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layer, name", [
+    pytest.param(layer, name, marks=() if layer == "mounts" or name in ON_FILES else pytest.mark.slow)
+    for layer in LAYERS for name in HOSTILE])
+def test_no_hostile_program_passes_or_leaves_anything(layer, name, tmp_path, monkeypatch):
+    need(layer)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     library = pathlib.Path(os.__file__).parent
     before = (library / "random.py").read_bytes(), sorted(os.listdir(library))
@@ -91,7 +97,9 @@ def test_no_hostile_program_passes_or_leaves_anything(name, layer, tmp_path, mon
                    map(pathlib.Path, glob.glob("/proc/sysvipc/*")))  # the key of shared_memory.py
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 def test_right_programs_pass(layer, monkeypatch):
+    need(layer)
     assert verdict("right", RIGHT, layer, monkeypatch)
     assert verdict("program_right", "print(int(input()) * 7919 + 13)", layer, monkeypatch)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,17 +82,27 @@ class Mbpp(ProgramTask):
                              "mbpp.jsonl, or give --set=shots=0.")
         before = "".join(f"{asked(records[number])}{lines(records[number]['code'])}\n[DONE]\n\n"
                          for number in SHOWN[:shots])
-        return [Problem(str(number), before + asked(record), record)
+        return [Problem(str(number), before + asked(record), facts(record))
                 for number, record in records.items() if number in SPLITS[split]]
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Runs the assertions of the problem."""
-        record = problem.facts
-        tests = "\n".join([lines(record.get("test_setup_code") or ""), *map(lines, record["test_list"])])
-        names, imports = names_and_imports(lines(record["code"]), tests)
-        verdict = sandbox.check_function(completion, names=names, prelude=imports, test=tests,
-                                         limits=sandbox.Limits(request.config.timeout))
+        if problem.facts["broken"]:
+            raise ValueError(problem.facts["broken"])
+        verdict = sandbox.check_function(completion, names=problem.facts["names"], prelude=problem.facts["imports"],
+                                         test=problem.facts["tests"], limits=sandbox.Limits(request.config.timeout))
         return {"passed": verdict.passed, "outcome": verdict.outcome, "detail": verdict.detail}
+
+
+def facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tests of a problem and what they need."""
+    tests = "\n".join([lines(record.get("test_setup_code") or ""), *map(lines, record["test_list"])])
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the dataset's own escape sequences
+            names, imports = names_and_imports(lines(record["code"]), tests)
+    except SyntaxError as error:  # of this problem alone
+        return {"broken": f"the problem's own code or tests are no Python: {error}"}
+    return {"broken": "", "tests": tests, "names": names, "imports": imports}
 
 
 def asked(record: Mapping[str, Any]) -> str:

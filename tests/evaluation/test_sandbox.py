@@ -141,7 +141,8 @@ def test_a_machine_without_walls_runs_nothing(monkeypatch):
 
 def test_a_sandbox_that_is_killed_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_START", "import os; os._exit(0)")
-    assert check_function("f = int", test="", names=["f"], layer="mounts").outcome == "ended"
+    for source in ("f = int", "f = int" + " " * (1 << 20)):  # more than a pipe holds
+        assert check_function(source, test="", names=["f"], layer="mounts").outcome == "ended"
     monkeypatch.setattr(run, "_START", "import time; time.sleep(60)")
     monkeypatch.setattr(run, "_GRACE", 0.2)
     started = time.monotonic()

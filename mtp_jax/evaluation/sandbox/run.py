@@ -158,7 +158,8 @@ def _start(source: str, mode: str, limits: Limits | None, layer: str | None) -> 
     assert process.stdin is not None and process.stdout is not None  # they are pipes
     inbox, outbox = process.stdout.fileno(), process.stdin.fileno()
     try:
-        wire.send(outbox, job)
+        with contextlib.suppress(wire.Ended):  # then it answers nothing either
+            wire.send(outbox, job)
 
         def talk(message: Mapping[str, Any]) -> Verdict:
             with contextlib.suppress(wire.Ended):  # it ended, and may have said why

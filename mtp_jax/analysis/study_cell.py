@@ -99,14 +99,15 @@ def _note(path: pathlib.Path, seconds: float) -> None:
     """Adds what this attempt took to the file."""
     known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "attempts": 0}
     if path.exists():
-        with contextlib.suppress(ValueError, TypeError):  # written in part by a process that was killed: begins anew
-            known |= json.loads(path.read_text())
+        known |= json.loads(path.read_text())
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     known["seconds"] += seconds
     known["cpu_seconds"] += used.ru_utime + used.ru_stime
     known["attempts"] += 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known) + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(known) + "\n")
+    temporary.replace(path)  # whole or not at all
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ class Request:
     experiment: tuple[str, ...] = flag((), "Study to run, by its experiment's name, such as star_graph; may be given "
                                        "several times. None: all of experiments/ that have one.")
     workdir: str = flag("", "Folder that studies share: cells/ with a folder a training run, and a folder a study.")
-    parallel: int = flag(2, "Cells that run at once; two or more have a core each.")
+    parallel: int = flag(2, "Cells that run at once; two or more have a core each, and share an accelerator: 1 where "
+                         "there is one.")
     retries: int = flag(1, "How often a cell that failed is run again.")
     seeds: str = flag("", "Other seeds than the study's own, such as 100,101; results go to a folder of their own.")
     report: bool = flag(False, "Start nothing; print the studies as Markdown from what the folders hold.")

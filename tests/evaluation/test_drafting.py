@@ -1,6 +1,7 @@
 """Tokens per forward over the heads in use: held-out prompts of the run's own corpus, counts as `generate` has them."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -10,10 +11,11 @@ from mtp_jax.config import EvaluationConfig
 from mtp_jax.data.corpus import open_corpus
 from mtp_jax.decoding import generate
 from mtp_jax.decoding.load import load_model, read_config
-from mtp_jax.evaluation import command
+from mtp_jax.evaluation import command, likelihood
+from mtp_jax.evaluation.likelihood import Reading
 from mtp_jax.evaluation.registry import get_task
 from mtp_jax.evaluation.request import Request
-from mtp_jax.evaluation.tasks.drafting import interval
+from mtp_jax.evaluation.tasks.drafting import agreement_lengths, interval
 from tests.decoding.workdirs import write_workdir
 from tests.small_model import make_config, make_params
 from tests.training.small_runs import write_corpus
@@ -106,3 +108,24 @@ def test_the_interval_is_that_of_the_ratio():
 
 def test_it_is_listed():
     assert "held-out" in get_task("drafting").about
+
+
+@pytest.mark.parametrize("wrong, expected", [({}, [2, 3]), ({3: (0, 4)}, [2, 2.8]), ({2: (0, 1, 5)}, [1.7, 2.4])])
+def test_agreement_is_with_what_head_1_says_there(wrong, expected, monkeypatch):
+    says = np.arange(12)  # head 1, at each position of a row of 13 tokens
+
+    class Fake:
+        def __init__(self, model, *, batch_size):
+            assert batch_size == 32
+
+        def read(self, rows, *, heads):
+            top = {k: says[k - 1:].copy() for k in heads}
+            for k, places in wrong.items():
+                top[k][list(places)] = -1
+            return [Reading({}, top) for _ in rows]
+
+    monkeypatch.setattr(likelihood, "Scorer", Fake)
+    request = Request(config_of("none"), {}, model=types.SimpleNamespace(heads=3))
+    found = agreement_lengths(request, [np.zeros(13), np.zeros(13)])
+    assert list(found.values()) == pytest.approx(expected) and list(found) == ["agreement_length_2",
+                                                                               "agreement_length_3"]

@@ -114,5 +114,5 @@ def test_an_experiment_trains_for_20_steps(module, tmp_path):
     changed, again = (next(line for line in done.stderr.splitlines() if line.startswith(start))
                       for start in ("changed", "to resume"))
     names = {part.split("=")[0] for part in changed.split(None, 1)[1].split(", ") if "." in part}
-    assert {"train.num_steps"} <= names <= set(settings)  # and none that a parameter decides
+    assert {"logging.log_every"} <= names <= set(settings)  # and none that a parameter decides
     assert all(f"--config.{name}={settings[name]}" in again for name in settings if "." not in name)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,15 @@ def report(study: Study, rows: Mapping[str, Row], verdicts: Mapping[str, Verdict
     parts.append(f"{len(rows)} of {len(study.cells)} cells, {cost / 60:.0f} core-minutes, those shared with other "
                  f"studies included. {machine()}.")
     parts += [f"![{study.question}]({picture})" for picture in pictures]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(_wrapped, parts)) + "\n"
+
+
+def _wrapped(part: str) -> str:
+    """Returns a part of a Markdown page in lines of 120 letters; headings, tables, commands and pictures stay."""
+    if part.startswith(("#", "|", "    ", "![")):
+        return part
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  " if line.startswith("- ") else "",
+                                   break_long_words=False, break_on_hyphens=False) for line in part.split("\n"))
 
 
 def table(study: Study, rows: Sequence[Row]) -> list[tuple[str, ...]]:

@@ -45,7 +45,6 @@ def get_config(source_run="", num_heads=4):
     for section in ("optimizer", "train"):
         for field, value in dataclasses.asdict(getattr(source, section)).items():
             config[section][field] = value
-    config.optimizer.weight_decay = 0.0  # it would shrink the heads that rest
     config.objective.head_weights = (0.0,) * old + (1.0,) * (num_heads - old)
     config.train.trainable = ("heads/*",)
     config.init_from.heads = (*range(1, old + 1), *[1] * (num_heads - old))

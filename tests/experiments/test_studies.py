@@ -126,7 +126,7 @@ def test_heads_are_added_to_what_stays(tmp_path):
     config = from_config_dict(drafting.get_config(str(tmp_path), 4))
     config.validate()
     assert config.model.num_layers == 6 and config.init_from.heads == (1, 1, 1, 1)
-    assert config.objective.head_weights == (0, 1, 1, 1) and config.optimizer.weight_decay == 0
+    assert config.objective.head_weights == (0, 1, 1, 1) and config.train.trainable == ("heads/*",)
     assert (config.train.num_steps, config.optimizer.learning_rate) == (7, 0.5)
     with pytest.raises(ValueError, match="config.num_heads=1 adds no head"):
         drafting.get_config(str(tmp_path), 1)

@@ -123,7 +123,7 @@ class Induction(Task):
             if config.step is not None:
                 raise ValueError(f"--step={config.step} and --set=all_steps=true contradict each other: leave one out.")
             for step in sorted(finished_steps(epath.Path(config.workdir).expanduser() / "checkpoints")):
-                if step != model.step:
+                if model.step is not None and step < model.step:
                     other = load_model(config.workdir, heads=config.heads, window=config.window,
                                        mesh=config.mesh or None, tokenizer=model.tokenizer, step=step)
                     yield step, dataclasses.replace(model, weights=other.weights, step=step)

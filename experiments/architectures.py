@@ -45,7 +45,7 @@ def get_config(row="parallel", corpus="prose", size="small"):
 
 
 def study(seeds=(0, 1)):
-    """Returns the study; no claim of the fact sheet rests on it."""
+    """Returns the study, which judges no claim."""
     cells = tuple(
         head_sweep.cell(seed, f"model.num_heads={SHARED[row]}", row=row) if row in SHARED else
         head_sweep.cell(seed, f"row={row}", experiment="architectures", row=row) for seed in seeds for row in ROWS)

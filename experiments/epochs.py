@@ -44,7 +44,7 @@ def get_config(epochs=1):
 
 
 def study(seeds=(0, 1)):
-    """Returns the study; no claim of the fact sheet rests on it."""
+    """Returns the study, which judges no claim."""
     cells = tuple(head_sweep.cell(seed, f"epochs={epochs}", f"model.num_heads={n}", experiment="epochs", epochs=epochs,
                                   num_heads=n) for seed in seeds for epochs in HELD_OUT for n in (1, 4))
     return Study("epochs", "Does the gain or cost of n heads shrink over several epochs?", cells,

@@ -41,7 +41,7 @@ def get_config(width=64, corpus="prose", size="small"):
 
 
 def study(seeds=(0, 1)):
-    """Returns the study; no claim of the fact sheet rests on it."""
+    """Returns the study, which judges no claim."""
     cells = tuple(
         head_sweep.cell(seed, f"model.num_heads={n}", width=width, num_heads=n) if width == 64 else
         head_sweep.cell(seed, f"width={width}", f"model.num_heads={n}", experiment="size_sweep", width=width,

@@ -85,7 +85,7 @@ class Claim:
     """A claim, and the rule by which it is judged.
 
     Attributes:
-      name: such as "S11", of section 8.2 of the fact sheet.
+      name: such as "S11"; docs/experiments.md lists them.
       statement: what is claimed.
       rule: when it counts as confirmed, and when as not decidable; in words, written before the run.
       judge: applies the rule to the rows of all cells.

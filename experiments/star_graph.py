@@ -125,7 +125,7 @@ def study(seeds=SEEDS):
     cells = tuple(Cell(f"num_heads={n},seed={seed}", "star_graph", tuple(f"--config.{setting}" for setting in (
         "size=small", f"arms={ARMS}", f"graphs_seed={seed}", f"model.num_heads={n}", f"train.seed={seed}",
         f"data.seed={seed}")),
-        {"num_heads": n, "seed": seed}, evaluate=(("--task=star_graph", "--batch_size=256", "--heads=1"),))
+        {"num_heads": n, "seed": seed})
         for seed in seeds for n in NUM_HEADS)
     claim = Claim("S11", "On star graphs next-token prediction stays near the chance of guessing an arm, and "
                   "multi-token prediction is clearly above it.", RULE, judge)
@@ -171,4 +171,4 @@ def plot(rows, folder):
 
 
 if __name__ == "__main__":
-    train.main(get_config, measure=after_training("star_graph"))
+    train.main(get_config, measure=after_training("star_graph", batch_size=256, heads=1))

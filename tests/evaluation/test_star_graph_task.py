@@ -114,3 +114,9 @@ def test_the_small_setting_is_valid_and_reads_each_example_once():
         if size == "small":
             assert options.samples == config.train.num_steps * config.data.batch_size
     assert from_dict(to_dict(config)) == config
+
+
+def test_the_picture_is_drawn(tmp_path):
+    rows = [row | {"hard_node_accuracy": row["accuracy"]} for row in rows_of({1: [.3, .4], 2: [1, 1], 4: [.5, .3]})]
+    path, = experiment.plot(rows, tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ the question is whether n = 2 learns it sooner than n = 1.
 As it stands this is the small form, on made stories (mtp_jax/data/tasks/names_made.py): sentences from templates, with
 names that were made for one story alone in a share of the stories and a dozen familiar names in the others.
 --config.share=1 forces every model to learn induction, which takes the second head's advantage in the paper's
-appendix J. Hardware: 2 CPU cores; one run takes about two and a half minutes of one core.
+appendix J. Hardware: 2 CPU cores; one run takes about two minutes of one core.
 
 The paper's form, on an accelerator: sizes 1m, 3m, 10m, 30m, 100m, 300m and 1b, on stories as JSONL, such as
 those of experiments.stories, with a tokenizer trained on them:
@@ -42,7 +42,7 @@ SEEDS = (0, 1, 2, 3, 4)
 HEADS = (1, 2)
 FLOOR, CEILING = 0.1, 0.95
 EVALUATE = ("--task=induction", "--set=all_steps=true")
-MINUTES = "about 25 core-minutes"
+MINUTES = "about 22 core-minutes"
 SETTINGS = ("made stories of a hundred tokens, half of them with names of their own; 128 wide, 5 layers in all, 8 "
             "rows of 128 tokens, 1600 steps; the seed draws parameters, stories and their order. Evaluated every 100 "
             "steps on 100 stories with names that no run trains on.")

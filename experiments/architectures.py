@@ -57,10 +57,7 @@ def study(seeds=(0, 1)):
 def plot(rows, folder):
     """Draws the next-token loss of each row, and what drafting would yield."""
     picture = study_plot.Picture(2)
-    axis = picture.bars(0, {"": study_plot.points(rows, "row", "bits_per_byte_1")}, x="",
-                        y="held-out bits per byte of head 1")
-    values = [row["bits_per_byte_1"] for row in rows]
-    axis.set_ylim(0.95 * min(values), 1.02 * max(values))  # bars from 0 would hide the differences
+    picture.dots(0, study_plot.points(rows, "row", "bits_per_byte_1"), x="", y="held-out bits per byte of head 1")
     picture.bars(1, {"": study_plot.points(rows, "row", "expected_accepted_length")}, x="",
                  y="tokens that a drafting step would yield").set_ylim(bottom=1)
     for axis in picture.axes:

@@ -89,10 +89,8 @@ def plot(rows, folder):
     picture = study_plot.Picture(2)
     picture.bars(0, {"": study_plot.points(rows, "schedule", DRAFTED)}, x="weights of the heads",
                  y="tokens per forward, four heads").set_ylim(bottom=1)
-    axis = picture.bars(1, {"": study_plot.points(rows, "schedule", LOSS)}, x="weights of the heads",
-                        y="held-out bits per byte of head 1")
-    values = [row[LOSS] for row in rows]
-    axis.set_ylim(0.95 * min(values), 1.02 * max(values))  # bars from 0 would hide the differences
+    picture.dots(1, study_plot.points(rows, "schedule", LOSS), x="weights of the heads",
+                 y="held-out bits per byte of head 1")
     return [picture.save(folder / "weights.png")]
 
 

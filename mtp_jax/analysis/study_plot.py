@@ -1,4 +1,4 @@
-"""Pictures of studies: means over seeds with every seed as a point, as lines over an axis or as bars."""
+"""Pictures of studies: means over seeds with every seed as a point, as lines over an axis, bars or dashes."""
 
 from __future__ import annotations
 
@@ -90,6 +90,27 @@ class Picture:
         axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
         if len(groups) > 1:
             axis.legend(frameon=False, fontsize=8.5)
+        return axis
+
+    def dots(self, panel: int, values: Points, *, x: str, y: str, title: str = "") -> Any:
+        """Draws the seeds of each value of x as points and their mean as a dash, for numbers that do not start at 0.
+
+        Args:
+          panel: its number from 0.
+          values: a list a value of x.
+          x: what the x axis is.
+          y: what the y axis is.
+          title: of the panel.
+
+        Returns:
+          matplotlib's axes.
+        """
+        axis = self._frame(panel, x, y, title)
+        for place, own in enumerate(values.values()):
+            axis.plot(place, statistics.fmean(own), color=COLORS[0], marker="_", markersize=28, markeredgewidth=2.5)
+            axis.plot([place] * len(own), own, color="0.15", marker=".", linestyle="", markersize=5, zorder=3)
+        axis.set_xlim(-0.6, len(values) - 0.4)
+        axis.set_xticks(range(len(values)), [str(tick) for tick in values])
         return axis
 
     def save(self, path: epath.PathLike) -> epath.Path:

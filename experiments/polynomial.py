@@ -14,8 +14,8 @@ and the study of n = 1, 2, 4 with five seeds, about 20 core-minutes:
     python -m experiments.polynomial --workdir=runs/polynomial_small --config.size=small --config.model.num_heads=2
     python -m mtp_jax.study --experiment=polynomial --workdir=runs/experiments
 
-The small size computes in F_2[X]/(X^4) with m = 1 and 2: in a minute F_5[X]/(X^3) and F_3[X]/(X^3) were hardly learnt. In
-F_2 an element is its own negative. All n have as many parameters; with n = 4 the trunk has 4 of the 8 layers.
+The small size computes in F_2[X]/(X^4) with m = 1 and 2: in a minute F_5[X]/(X^3) and F_3[X]/(X^3) were hardly learnt.
+In F_2 an element is its own negative. All n have as many parameters; with n = 4 the trunk has 4 of the 8 layers.
 
 Expected, of the paper's 100M models (two runs each, read off Figure 8): at m = 3 right in 37 to 49 % with n = 1, in 51
 to 55 % with n = 2, in 42 to 61 % with n = 4; at m = 10 about none. Neither 30m nor 100m has been trained here.

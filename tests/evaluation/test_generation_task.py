@@ -160,7 +160,8 @@ def test_the_best_temperature_for_each_k_stands_beside_the_fixed_one():
     found = pass_metrics(samples, drawing, (1, 2), seed=0)
     assert found.values == {"pass@1": 0.5, "pass@1_best": 0.5, "pass@1_best_temperature": 0.8, "pass@2": 0.5,
                             "pass@2_best": 1.0, "pass@2_best_temperature": 0.8}
-    assert found.tables["by_temperature"] == {"0.2": {"pass@1": 0.5, "pass@2": 0.5}, "0.8": {"pass@1": 0.5, "pass@2": 1}}
+    assert found.tables["by_temperature"] == {"0.2": {"pass@1": 0.5, "pass@2": 0.5},
+                                              "0.8": {"pass@1": 0.5, "pass@2": 1.0}}
     assert found.intervals["pass@2_best"] == (1.0, 1.0)
 
 

@@ -59,5 +59,6 @@ def write_model(folder, **changes):
 
 def config_of(**fields):
     """Returns the flags of an evaluation by the toy."""
-    return EvaluationConfig(**{"task": "toy", **{name: str(value) if name in ("workdir", "data", "completions", "output")
-                                                  else value for name, value in fields.items()}})
+    paths = ("workdir", "data", "completions", "output")
+    return EvaluationConfig(**{"task": "toy", **{name: str(value) if name in paths else value
+                                                 for name, value in fields.items()}})

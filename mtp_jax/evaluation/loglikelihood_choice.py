@@ -14,10 +14,11 @@ from mtp_jax.evaluation.loglikelihood import encode_pair
 from mtp_jax.evaluation.progress_file import ProgressFile
 from mtp_jax.evaluation.request import Request, output_path
 from mtp_jax.evaluation.task import Metrics, Result, Setting, Task
-from mtp_jax.evaluation.tasks.choice_files import read_records
+from mtp_jax.evaluation.tasks.choice_files import check_name, read_records
 from mtp_jax.intervals import bootstrap
 
 CHUNK = 16  # batches between two records of progress
+MANY = 10  # problems that tell what a file is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,14 @@ class ChoiceTask(Task):
       data_help: what --data is.
       read: (record, where, settings) -> problem; raises ValueError where the record is none of the task.
       settings: of its own.
+      usual: choices of most problems; 0: it varies.
     """
 
     def __init__(self, name: str, about: str, data_help: str,
                  read: Callable[[Mapping[str, Any], str, Mapping[str, Any]], Choices],
-                 settings: Sequence[Setting] = ()):
+                 settings: Sequence[Setting] = (), usual: int = 0):
         self.name, self.about, self.data_help, self.read, self.settings = name, about, data_help, read, settings
+        self.usual = usual
 
     def run(self, request: Request) -> Result:
         """Scores all choices of all problems.
@@ -92,6 +95,7 @@ class ChoiceTask(Task):
     def _problems(self, request: Request) -> tuple[dict[str, Choices | None], dict[str, str]]:
         """Returns the problems by name, None for those that cannot be read, and why these cannot."""
         assert request.data is not None
+        check_name(request.data, self.name)
         problems: dict[str, Choices | None] = {}
         errors: dict[str, str] = {}
         for number, (where, record) in enumerate(request.take(read_records(request.data))):
@@ -106,6 +110,11 @@ class ChoiceTask(Task):
         if 2 * len(errors) > len(problems):  # not a few bad records: it is another file
             raise ValueError(f"{len(errors)} of {len(problems)} records of --data={request.config.data} are no problem "
                              f"of --task={self.name}. The first: {next(iter(errors.values()))}")
+        unusual = [len(problem.pairs) != self.usual for problem in problems.values() if problem is not None]
+        if self.usual and len(unusual) >= MANY and 2 * sum(unusual) > len(unusual):
+            raise ValueError(f"{sum(unusual)} of {len(problems)} problems of --data={request.config.data} do not have "
+                             f"{self.usual} choices, as those of --task={self.name} mostly do: it is no data of this "
+                             "task.")
         return problems, errors
 
     def _rows(self, scorer: Scorer, problems: Mapping[str, Choices | None], errors: dict[str, str]

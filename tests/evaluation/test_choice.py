@@ -13,6 +13,7 @@ from etils import epath
 from mtp_jax.config import EvaluationConfig
 from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.evaluation import command, loglikelihood_choice
+from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.tasks.choice import TASKS
 from mtp_jax.evaluation.tasks.choice_files import read_records
 from tests.decoding.checks import decoding_model
@@ -257,6 +258,32 @@ def test_bad_data_are_told(task, text, message, x64, tmp_path):
     data.write_text(text)
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path, data, task)
+
+
+def test_data_of_a_task_of_the_same_form_are_refused(tmp_path):
+    def read(task, path):
+        request = Request(EvaluationConfig(workdir="x", task=task, data=str(path)), {})
+        return TASKS[task]._problems(request)[0]
+
+    four, three = FORMS[2][1], instruction(f"{ASKED}Q?\n\n{ANSWERS.replace('Answer4: ', '')}", "answer1")
+    three["instruction"] = three["instruction"].replace("/answer4", "")
+    data = tmp_path / "ARC-Challenge.json"
+    data.write_text(json.dumps([four]))
+    assert len(read("arc_challenge", data)) == 1
+    for task in ("arc_easy", "openbookqa"):
+        with pytest.raises(ValueError, match="is called like the data of arc_challenge.*give --task=arc_challenge"):
+            read(task, data)
+    data = tmp_path / "test.json"
+    data.write_text(json.dumps([four] * 4 + [three] * 6))
+    with pytest.raises(ValueError, match="6 of 10 problems .* do not have 4 choices"):
+        read("arc_easy", data)
+    data.write_text(json.dumps([four] * 5 + [three] * 5))
+    assert len(read("arc_easy", data)) == 10
+    hub = {"choices": HUB["choices"], "answerKey": "1"}
+    for task, field in (("openbookqa", "question"), ("arc_easy", "question_stem")):
+        data.write_text(json.dumps({**hub, field: "What shines?"}))
+        with pytest.raises(ValueError, match="lacks"):
+            read(task, data)
 
 
 def test_completions_do_not_say_what_is_likely(x64, tmp_path):

@@ -26,7 +26,8 @@ def science(counts: range, context: str, record: Record, where: str, options: Re
     del options
     if "instruction" in record:
         return _asked(context, *split_instruction(record, where, _ANSWER, counts))
-    name = "question_stem" if "question_stem" in record else "question"
+    plain = not isinstance(record.get("question"), Mapping)
+    name = "question_stem" if plain and context == _BARE else "question"  # OpenBookQA's on the hub, and ARC's
     need(record, where, name, "answerKey")
     question: Any = record[name]
     choices: Any = record.get("choices")
@@ -119,14 +120,15 @@ def _asked(context: str, question: str, texts: list[str], gold: int) -> Choices:
     return Choices.after(context.replace("{}", question), texts, gold)
 
 
-_QUESTION = "Question: {}\nAnswer:"
+_QUESTION, _BARE = "Question: {}\nAnswer:", "{}"
 _EFFECT = Setting("effect", "therefore", "Word between a premise and its effect; before a cause stands \"because\".")
 TASKS = {task.name: task for task in (
     ChoiceTask("arc_easy", "Science questions of grade school, the easy ones, by log-likelihood.",
-               "ARC-Easy-Test.jsonl, or its instruction form", functools.partial(science, range(3, 6), _QUESTION)),
+               "ARC-Easy-Test.jsonl, or its instruction form",
+               functools.partial(science, range(3, 6), _QUESTION), usual=4),
     ChoiceTask("arc_challenge", "Science questions of grade school, the hard ones, by log-likelihood.",
                "ARC-Challenge-Test.jsonl, or its instruction form",
-               functools.partial(science, range(3, 6), _QUESTION)),
+               functools.partial(science, range(3, 6), _QUESTION), usual=4),
     ChoiceTask("piqa", "Which of two ways reaches a goal, by log-likelihood.",
                "valid.jsonl with valid-labels.lst beside it, or the instruction form", piqa),
     ChoiceTask("siqa", "What people do and feel, by log-likelihood.",
@@ -134,7 +136,7 @@ TASKS = {task.name: task for task in (
     ChoiceTask("winogrande", "Whom a blank stands for, by the log-likelihood of what follows it.",
                "dev.jsonl, or the instruction form", winogrande),
     ChoiceTask("openbookqa", "Science questions of grade school without the book, by log-likelihood.",
-               "test.jsonl, or its instruction form", functools.partial(science, range(4, 5), "{}")),
+               "test.jsonl, or its instruction form", functools.partial(science, range(4, 5), _BARE)),
     ChoiceTask("boolq", "Questions of yes and no, by log-likelihood.",
                "dev.jsonl with passages, or the instruction form, which has none and is asked closed-book", boolq),
     ChoiceTask("copa", "Causes and effects, by log-likelihood.", "copa-test.xml, or SuperGLUE's val.jsonl", copa,

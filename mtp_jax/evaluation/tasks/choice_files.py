@@ -15,6 +15,20 @@ from mtp_jax.evaluation.problems import need_text, read_jsonl, read_text
 _INSTRUCTION = re.compile(r"(?P<opening>Please [^:]*): *(?P<body>.*?)\s*Answer format: *(?P<form>\S+)\s*", re.DOTALL)
 _NUMBERED = re.compile(r"\s*\b(?:Answer|Solution|Option)(\d+):")
 
+# How files of each task are called, letters alone: several have the same form, such as ARC's two sets and OpenBookQA.
+_NAMES = {"arc_easy": ("arceasy",), "arc_challenge": ("arcchallenge",), "openbookqa": ("openbookqa", "obqa"),
+          "piqa": ("piqa", "physicaliqa"), "siqa": ("siqa", "socialiqa"), "winogrande": ("winogrande",),
+          "boolq": ("boolq",), "copa": ("copa",)}
+
+
+def check_name(path: epath.Path, task: str) -> None:
+    """Raises ValueError where a file is called like that of another choice task, and not like this one's."""
+    letters = re.sub("[^a-z]", "", path.name.lower())
+    called = [name for name, forms in _NAMES.items() if any(form in letters for form in forms)]
+    if called and task not in called:
+        raise ValueError(f"--data={path} is called like the data of {called[0]}, and --task={task} could not tell them "
+                         f"from its own: give --task={called[0]}, or another name to a file that is {task}'s.")
+
 
 def read_records(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
     """Returns the records of a file, and where each stands: JSONL, a JSON list, or COPA's XML; also .gz.

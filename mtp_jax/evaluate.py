@@ -11,10 +11,13 @@ evaluation that was stopped goes on with the same command.
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from mtp_jax import commands
 from mtp_jax.config import EvaluationConfig
+
+INTERRUPTED = 130  # exit status of Ctrl-C
 
 
 def main() -> NoReturn:
@@ -27,6 +30,9 @@ def main() -> NoReturn:
 
         try:
             return command.run(EvaluationConfig(**commands.values_of(own)))
+        except KeyboardInterrupt:
+            print("\nStopped: the same command goes on with what is done.", file=sys.stderr)
+            return INTERRUPTED
         except (ValueError, OSError, CheckpointError, NotImplementedError) as error:
             return commands.fail(error)
 

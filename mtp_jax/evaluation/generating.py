@@ -99,7 +99,7 @@ def draw(request: Request, prompts: Sequence[str], drawing: Drawing, progress: P
             if key not in progress:
                 progress.add(key, run_batch(model, tokenizer, [rows[item[1]] for item in batch], batch[0][0], drawing,
                                             size if len(batches) > 1 else len(batch),
-                                            seed=(request.config.seed + number) % 2**32))
+                                            seed=batch_seed(request.config.seed, number)))
             texts, took = progress[key]
             forwards.tokens, forwards.forwards = forwards.tokens + took[0], forwards.forwards + took[1]
             forwards.seconds += took[2]
@@ -107,6 +107,11 @@ def draw(request: Request, prompts: Sequence[str], drawing: Drawing, progress: P
             bar.update(len(batch))
     order = {temperature: place for place, temperature in enumerate(drawing.temperatures)}
     return sorted(drawn, key=lambda one: (one.problem, order[one.temperature])), failed
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """Returns the seed of a batch. Seeds that follow one another would share the draws of all batches but one."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:

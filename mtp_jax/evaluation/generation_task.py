@@ -102,7 +102,12 @@ class GenerationTask(Task):
                 raise ValueError(f"--completions={request.config.completions} does not exist.")
             texts = read_completions(source, ids)
         problems = request.take(problems)
+        if all(problem.broken for problem in problems):
+            raise ValueError(problems[0].broken)
         if texts is not None:
+            most = max(len(texts[problem.task_id]) for problem in problems)
+            texts |= {problem.task_id: [""] * most for problem in problems  # fails, whatever it is answered by
+                      if problem.broken and not texts[problem.task_id]}
             request.least_completions = max(1, min(len(texts[problem.task_id]) for problem in problems))
             ks = self.ks(request)
         settings = self._settings(request, drawing, ks)
@@ -140,11 +145,14 @@ class GenerationTask(Task):
     def _draw(self, request: Request, problems: Sequence[Problem], drawing: Drawing, progress: ProgressFile,
               forwards: Forwards) -> list[Sample]:
         """Returns the samples that the model writes, not yet scored."""
-        drawn, failed = generating.draw(request, [problem.prompt for problem in problems], drawing, progress, forwards)
-        lost = [Sample(problems[number].task_id, "", temperature, error=why) for number, why in failed.items()
+        sound = [problem for problem in problems if not problem.broken]
+        drawn, failed = generating.draw(request, [problem.prompt for problem in sound], drawing, progress, forwards)
+        reasons = {**{sound[number].task_id: why for number, why in failed.items()},
+                   **{problem.task_id: problem.broken for problem in problems if problem.broken}}
+        lost = [Sample(task_id, "", temperature, error=why) for task_id, why in reasons.items()
                 for temperature in drawing.temperatures for _ in range(drawing.samples)]
-        return [Sample(problems[one.problem].task_id, self.completion(problems[one.problem], one.text),
-                       one.temperature) for one in drawn] + lost
+        return [Sample(sound[one.problem].task_id, self.completion(sound[one.problem], one.text), one.temperature)
+                for one in drawn] + lost
 
     def _take(self, request: Request, problems: Sequence[Problem], texts: Mapping[str, list[str]], ks: Sequence[int]
               ) -> list[Sample]:
@@ -159,7 +167,8 @@ class GenerationTask(Task):
             if k > len(texts[least.task_id]):
                 raise ValueError(f"--k={k} needs at least {k} completions of a problem, and {where} has "
                                  f"{len(texts[least.task_id])} of {least.task_id!r}: add some, or lower it.")
-        return [Sample(problem.task_id, text) for problem in problems for text in texts[problem.task_id]]
+        return [Sample(problem.task_id, text, error=problem.broken or None) for problem in problems
+                for text in texts[problem.task_id]]
 
     def _score(self, request: Request, problems: Mapping[str, Problem], samples: Sequence[Sample],
                progress: ProgressFile) -> None:

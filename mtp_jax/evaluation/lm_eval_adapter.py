@@ -31,7 +31,7 @@ except ImportError as error:
 from mtp_jax.checkpoints import CheckpointError
 from mtp_jax.decoding import DecodingModel
 from mtp_jax.decoding.load import load_model
-from mtp_jax.evaluation.generating import Drawing, run_batch
+from mtp_jax.evaluation.generating import Drawing, batch_seed, run_batch
 from mtp_jax.evaluation.likelihood import Scorer
 from mtp_jax.evaluation.loglikelihood import encode_pair, encode_text, windows
 from mtp_jax.parallel import host_memory
@@ -145,7 +145,7 @@ class WorkdirLM(LM):
                     batch = numbers[start:start + size]
                     texts, _ = run_batch(self.model, self.tokenizer, [rows[number] for number in batch],
                                          drawing.temperatures[0], drawing, size if len(numbers) > size else len(batch),
-                                         seed=(self.seed + batches) % 2**32)
+                                         seed=batch_seed(self.seed, batches))
                     batches += 1
                     for number, text in zip(batch, texts):
                         found[number] = text

@@ -6,12 +6,13 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from mtp_jax.config import nearest
+from mtp_jax.evaluation.task import Problem
 
 # What tells a file of one task from that of another: fields that its records have and others' have not.
 KNOWN_FIELDS = {
@@ -91,6 +92,36 @@ def need_text(record: Mapping[str, Any], where: str, *fields: str) -> None:
     for field in fields:
         if not isinstance(record[field], str):
             raise ValueError(f"{where}: {field} is {record[field]!r:.60}, which is no text.")
+
+
+def make_problems(records: Iterable[tuple[str, dict[str, Any]]], name: Callable[[int, dict[str, Any]], str],
+                  make: Callable[[str, dict[str, Any], str], Problem | None]) -> list[Problem]:
+    """Returns the problems of some records; of one that is none, a broken problem that says why.
+
+    Args:
+      records: where each stands, and what it holds.
+      name: (number from 0, record) -> what the problem is called, also where it is broken.
+      make: (where, record, name) -> problem, or None for one that is not asked for; raises ValueError where the record
+        is none of the task.
+
+    Raises:
+      ValueError: the first of the errors, where more than half of the records have one: it is another file.
+    """
+    found: list[Problem] = []
+    errors, count = list[str](), 0
+    for number, (where, record) in enumerate(records):
+        count += 1
+        task_id = name(number, record)
+        try:
+            problem = make(where, record, task_id)
+        except ValueError as error:
+            errors.append(str(error))
+            problem = Problem(task_id, "", broken=str(error))
+        if problem is not None:
+            found.append(problem)
+    if 2 * len(errors) > count:
+        raise ValueError(errors[0])
+    return found
 
 
 def read_completions(path: epath.Path, task_ids: Sequence[str]) -> dict[str, list[str]]:

@@ -18,11 +18,13 @@ class Problem:
       task_id: unique in the task; what a file of completions calls it.
       prompt: what the model continues.
       facts: what the scorer needs; never shown to the model.
+      broken: why it can be neither asked nor scored; "" for a sound one. It counts as failed, and is listed.
     """
 
     task_id: str
     prompt: str
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    broken: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

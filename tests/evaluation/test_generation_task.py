@@ -50,6 +50,16 @@ def made(workdir, tmp_path, monkeypatch):
 
     return run
 
+STOPPED = """
+import sys
+from mtp_jax import evaluate
+from mtp_jax.evaluation import command
+def run(config):
+    raise KeyboardInterrupt
+command.run, sys.argv = run, ["evaluate"]
+evaluate.main()
+"""
+
 
 def test_what_an_evaluation_leaves(made, model):
     result = made(model)
@@ -138,6 +148,28 @@ def test_one_bad_problem_is_counted_and_listed(made, model):
     lost = next(sample for sample in result["samples"] if sample["task_id"] == "long")
     assert lost["passed"] is False
     assert result["metrics"]["pass@1"] == sum(sample["passed"] for sample in result["samples"]) / 5
+
+
+def test_one_record_that_is_no_problem_is_counted_and_listed(made, model, tmp_path):
+    data = toy.write_data(tmp_path, QUESTIONS)
+    with data.open("a") as file:
+        file.write('{"id": "bad", "question": 7}\n')
+    result = made(model, samples=2, temperature=("0.5", "1.0"))
+    assert [error["task_id"] for error in result["errors"]] == ["bad"] * 4
+    assert "toy.jsonl, line 5: question is 7" in result["errors"][0]["error"]
+    passed = [sample["passed"] for sample in result["samples"] if sample["temperature"] == 0.5]
+    assert len(passed) == 10 and result["metrics"]["pass@1"] == sum(passed) / 10
+    path = tmp_path / "completions.jsonl"
+    path.write_text("".join(json.dumps({"task_id": name, "completion": "even"}) + "\n" for name in "abcd"))
+    assert made(workdir="", completions=path)["metrics"] == {"pass@1": 4 / 5}
+    with path.open("a") as file:
+        file.write('{"task_id": "bad", "completion": "even"}\n')
+    result = made(workdir="", completions=path)
+    assert result["metrics"] == {"pass@1": 4 / 5} and len(result["errors"]) == 1
+
+
+def test_seeds_that_follow_one_another_share_no_draws():
+    assert len({generating.batch_seed(seed, number) for seed in range(8) for number in range(64)}) == 8 * 64
 
 
 def test_completions_of_a_file_and_a_scorer_that_falls_over(made, tmp_path, capsys):
@@ -251,5 +283,8 @@ def test_the_command(workdir, tmp_path):
 
     done = run("--task=gsm8k", f"--workdir={tmp_path}", f"--data={tmp_path}/none")
     assert done.returncode == 1 and done.stderr.startswith("error: --data=") and "Traceback" not in done.stderr
+    interrupted = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=120)
+    assert interrupted.returncode == 130 and "the same command goes on" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
     listed = run("--list")
     assert listed.returncode == 0 and "gsm8k" in listed.stdout, listed.stderr

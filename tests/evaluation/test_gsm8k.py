@@ -84,7 +84,7 @@ def test_the_prompt_has_eight_worked_examples_each_with_its_own_right_answer(tmp
 @pytest.mark.parametrize("rows, options, told", [
     (ROWS, dict(shots=9), "0..8"), (ROWS, dict(shots=-1), "0..8"), (ROWS, dict(shots_file="nowhere"), "does not exist"),
     ([{"problem": "?", "solution": "", "subject": ""}], {}, "data of math500"),
-    ([ROWS[0], {"question": "?", "answer": "4"}], {}, "line 2: answer does not end in")])
+    ([{"question": "?", "answer": "4"}], {}, "line 1: answer does not end in")])
 def test_wrong_settings_and_data(rows, options, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         TASK.problems(request(write_jsonl(tmp_path / "data.jsonl", rows), **options))

@@ -5,7 +5,7 @@ import json
 from mtp_jax.config import EvaluationConfig
 from mtp_jax.evaluation import registry
 from mtp_jax.evaluation.generation_task import GenerationTask
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
 from tests.decoding.models import BYTES
 from tests.decoding.workdirs import write_workdir
@@ -24,11 +24,11 @@ class Toy(GenerationTask):
     settings = (Setting("times", 1, "how often the question is put"),)
 
     def problems(self, request):
-        found = []
-        for where, record in read_jsonl(request.data):
+        def make(where, record, name):
             need_text(record, where, "id", "question")
-            found.append(Problem(record["id"], record["question"] * request.option("times")))
-        return found
+            return Problem(name, record["question"] * request.option("times"))
+
+        return make_problems(read_jsonl(request.data), lambda number, record: record.get("id", f"toy/{number}"), make)
 
     def score(self, problem, completion, request):
         if completion == "crash":

@@ -17,7 +17,7 @@ from etils import epath
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.problems import need_text, read_jsonl, read_text
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl, read_text
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
 from mtp_jax.evaluation.tasks.programs import ProgramTask, score_calls, score_program
@@ -103,13 +103,17 @@ class Apps(ProgramTask):
         check_choice("--set=split", split, SPLITS)
         if data.is_dir() and (data / split).is_dir():
             data = data / split
-        found = []
-        for where, record in read_folder(data) if data.is_dir() else read_jsonl(data):
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem | None:
+            if level not in ("all", record.get("difficulty", level)):
+                return None
             need_text(record, where, "question", "input_output")
-            if level not in ("all", record.get("difficulty")):
-                continue
-            name = str(record.get("problem_id", record.get("id", where.rpartition(" ")[2])))
-            found.append(Problem(name, asked(record), {"tests": record["input_output"]}))
+            return None if level not in ("all", record.get("difficulty")) else Problem(
+                task_id, asked(record), {"tests": record["input_output"]})
+
+        found = make_problems(
+            read_folder(data) if data.is_dir() else read_jsonl(data),
+            lambda number, record: str(record.get("problem_id", record.get("id", number + 1))), make)
         if not found:
             raise ValueError(f"--data={request.config.data} has no problem of level {level!r}: give --set=level=all.")
         return found

@@ -19,7 +19,7 @@ from etils import epath
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
 from mtp_jax.evaluation.tasks.programs import ProgramTask, score_program
@@ -56,6 +56,8 @@ def read_records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except ValueError as error:
                 raise ValueError(f"{path}, record {number:,} is not JSON ({error}): turn protocol buffers into JSON "
                                  "objects first.") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, record {number:,} holds {type(record).__name__} where an object belongs.")
             yield f"{path}, record {number:,}", record
         reader.close()
     else:
@@ -73,7 +75,7 @@ def read_cases(record: Mapping[str, Any], kinds: tuple[str, ...], where: str) ->
         tests = record.get(kind) or {"input": [], "output": []}
         if isinstance(tests, list):  # one object a test
             tests = {side: [test.get(side) for test in tests if isinstance(test, dict)] for side in ("input", "output")}
-        given, wanted = tests.get("input"), tests.get("output")
+        given, wanted = (tests.get(side) if isinstance(tests, dict) else None for side in ("input", "output"))
         if not (isinstance(given, list) and isinstance(wanted, list) and len(given) == len(wanted)
                 and all(isinstance(text, str) for text in (*given, *wanted))):
             raise ValueError(f"{where}: {kind} is not {{input: [texts], output: [texts]}} of one length.")
@@ -123,17 +125,15 @@ class CodeContests(ProgramTask):
             if not files:
                 raise ValueError(f"--data={data} has no file with {split!r} in its name that ends in one of "
                                  f"{', '.join(ENDS)}: give another --set=split.")
-        found = []
-        for file in files:
-            for where, record in read_records(file):
-                need_text(record, where, "name", "description")
-                try:
-                    cases, broken = read_cases(record, TESTS[request.option("tests")], where), ""
-                except ValueError as error:
-                    cases, broken = [], str(error)
-                found.append(Problem(record["name"], self.asked(record, request),
-                                     {"cases": cases, "broken": broken, "seconds": own_seconds(record)}))
-        return found
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
+            need_text(record, where, "name", "description")
+            cases = read_cases(record, TESTS[request.option("tests")], where)
+            return Problem(task_id, self.asked(record, request), {"cases": cases, "seconds": own_seconds(record)})
+
+        return make_problems(
+            (found for file in files for found in read_records(file)),
+            lambda number, record: str(record.get("name", f"code_contests/{number}")), make)
 
     def asked(self, record: Mapping[str, Any], request: Request) -> str:
         """Returns the prompt: what is wanted, the description, and a line's end."""
@@ -143,8 +143,6 @@ class CodeContests(ProgramTask):
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Runs all tests of the problem."""
-        if problem.facts["broken"]:
-            raise ValueError(problem.facts["broken"])
         factor, own = request.option("time_factor"), problem.facts["seconds"]
         return score_program(completion, problem.facts["cases"], fold=True,
                              seconds=factor * own if factor and own else request.config.timeout)

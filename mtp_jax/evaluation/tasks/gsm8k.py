@@ -18,7 +18,7 @@ from mtp_jax.evaluation.generation_task import GenerationTask
 from mtp_jax.evaluation.mathematics.gsm8k_prompt import WEI_2022
 from mtp_jax.evaluation.mathematics.lenient_column import with_lenient
 from mtp_jax.evaluation.mathematics.numbers import last_number, written
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Metrics, Problem, Sample, Setting
 
@@ -71,13 +71,13 @@ class Gsm8k(GenerationTask):
         if request.data is None:
             raise ValueError(f"--data is missing: name {self.data_help}.")
         before = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in self.shots(request))
-        found = []
-        for number, (where, record) in enumerate(read_jsonl(request.data)):
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
             need_text(record, where, "question", "answer")
             reference = reference_answer(record["answer"], where)
-            found.append(Problem(f"gsm8k/{number}", f"{before}Q: {record['question'].strip()}\nA:",
-                                 {"answer": reference}))
-        return found
+            return Problem(task_id, f"{before}Q: {record['question'].strip()}\nA:", {"answer": reference})
+
+        return make_problems(read_jsonl(request.data), lambda number, record: f"gsm8k/{number}", make)
 
     def shots(self, request: Request) -> Sequence[tuple[str, str]]:
         """Returns the worked examples.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem
 from mtp_jax.evaluation.tasks.programs import ProgramTask
@@ -30,12 +30,13 @@ class HumanEval(ProgramTask):
         if request.data is None:
             raise ValueError(f"--data is missing: name {self.data_help}.")
         sandbox.layer_here()  # before anything is generated in vain
-        found = []
-        for where, record in read_jsonl(request.data):
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
             need_text(record, where, "task_id", "prompt", "entry_point", "test")
-            found.append(Problem(record["task_id"], record["prompt"],
-                                 {"test": record["test"], "entry_point": record["entry_point"]}))
-        return found
+            return Problem(task_id, record["prompt"], {"test": record["test"], "entry_point": record["entry_point"]})
+
+        return make_problems(read_jsonl(request.data),
+                             lambda number, record: str(record.get("task_id", f"humaneval/{number}")), make)
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Runs the check of the problem."""

@@ -17,7 +17,7 @@ from mtp_jax.evaluation.mathematics.boxed import last_boxed
 from mtp_jax.evaluation.mathematics.lenient import leniently_equal
 from mtp_jax.evaluation.mathematics.lenient_column import with_lenient
 from mtp_jax.evaluation.mathematics.normal import strictly_equal
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Metrics, Problem, Sample, Setting
 
@@ -42,14 +42,15 @@ class Math500(GenerationTask):
         if request.data is None:
             raise ValueError(f"--data is missing: name {self.data_help}.")
         before = self.shots(request)
-        found = []
-        for number, (where, record) in enumerate(read_jsonl(request.data)):
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
             need_text(record, where, "problem", "answer")
-            found.append(Problem(
-                str(record.get("unique_id") or f"math500/{number}"),
-                f"{before or ASKED}Problem:\n{record['problem'].strip()}\n\nSolution:",
-                {"answer": record["answer"], "subject": record.get("subject"), "level": record.get("level")}))
-        return found
+            return Problem(
+                task_id, f"{before or ASKED}Problem:\n{record['problem'].strip()}\n\nSolution:",
+                {"answer": record["answer"], "subject": record.get("subject"), "level": record.get("level")})
+
+        return make_problems(read_jsonl(request.data),
+                             lambda number, record: str(record.get("unique_id") or f"math500/{number}"), make)
 
     def shots(self, request: Request) -> str:
         """Returns the worked examples as they stand before the problem.

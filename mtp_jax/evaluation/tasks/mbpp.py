@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.problems import need_text, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need_text, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Problem, Setting
 from mtp_jax.evaluation.tasks.programs import ProgramTask
@@ -67,42 +68,46 @@ class Mbpp(ProgramTask):
         check_choice("--set=split", split, SPLITS)
         if not 0 <= shots <= len(SHOWN):
             raise ValueError(f"--set=shots={shots}: MBPP shows 0 to {len(SHOWN)} solved tasks.")
-        records = {}
-        for where, record in read_jsonl(request.data):
+        records: dict[int, Mapping[str, Any]] = {}
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem | None:
             need_text(record, where, "text", "code")
-            tests = record.get("test_list")
+            tests, number = record.get("test_list"), record.get("task_id")
+            if not isinstance(number, int):
+                raise ValueError(f"{where}: task_id is {number!r:.60}, which is no whole number.")
+            if number not in SPLITS[split] and number not in SHOWN:
+                return None
             if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests) or not tests:
                 raise ValueError(f"{where}: test_list is {tests!r:.60}, which is no list of assertions.")
-            if not isinstance(record.get("task_id"), int):
-                raise ValueError(f"{where}: task_id is {record.get('task_id')!r:.60}, which is no whole number.")
-            records[record["task_id"]] = record
+            records[number] = record
+            return Problem(task_id, asked(record), facts(record)) if number in SPLITS[split] else None
+
+        found = make_problems(read_jsonl(request.data),
+                              lambda number, record: str(record.get("task_id", f"mbpp/{number}")), make)
         missing = [number for number in SHOWN[:shots] if number not in records]
         if missing:
             raise ValueError(f"{request.data} lacks task {missing[0]}, which the prompt shows solved: name the whole "
                              "mbpp.jsonl, or give --set=shots=0.")
         before = "".join(f"{asked(records[number])}{lines(records[number]['code'])}\n[DONE]\n\n"
                          for number in SHOWN[:shots])
-        return [Problem(str(number), before + asked(record), facts(record))
-                for number, record in records.items() if number in SPLITS[split]]
+        return [dataclasses.replace(problem, prompt=before + problem.prompt) for problem in found]
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Runs the assertions of the problem."""
-        if problem.facts["broken"]:
-            raise ValueError(problem.facts["broken"])
         verdict = sandbox.check_function(completion, names=problem.facts["names"], prelude=problem.facts["imports"],
                                          test=problem.facts["tests"], limits=sandbox.Limits(request.config.timeout))
         return {"passed": verdict.passed, "outcome": verdict.outcome, "detail": verdict.detail}
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tests of a problem and what they need."""
+    """Returns the tests of a problem and what they need; ValueError where its own code or tests are no Python."""
     tests = "\n".join([lines(record.get("test_setup_code") or ""), *map(lines, record["test_list"])])
     try:
         with warnings.catch_warnings(action="ignore"):  # of the dataset's own escape sequences
             names, imports = names_and_imports(lines(record["code"]), tests)
     except SyntaxError as error:  # of this problem alone
-        return {"broken": f"the problem's own code or tests are no Python: {error}"}
-    return {"broken": "", "tests": tests, "names": names, "imports": imports}
+        raise ValueError(f"the problem's own code or tests are no Python: {error}") from error
+    return {"tests": tests, "names": names, "imports": imports}
 
 
 def asked(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtp_jax.config import check_choice
 from mtp_jax.evaluation.generation_task import GenerationTask
-from mtp_jax.evaluation.problems import need, read_jsonl
+from mtp_jax.evaluation.problems import make_problems, need, read_jsonl
 from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Defaults, Metrics, Problem, Sample, Setting
 from mtp_jax.intervals import bootstrap
@@ -58,18 +58,21 @@ class Summaries(GenerationTask):
         check_choice("--set=lines", request.option("lines"), LINES)
         source, target = request.option("source"), request.option("target")
         before, after = (request.option(name).replace("\\n", "\n") for name in ("prefix", "suffix"))
-        found = []
-        for number, (where, record) in enumerate(read_jsonl(request.data)):
+
+        def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
             need(record, where, source, target)
             texts, references = _texts(record[source], where, source), _texts(record[target], where, target)
             references = [reference.strip() for reference in references if reference.strip()]
             if not references:
                 raise ValueError(f"{where}: {target} is empty, and a summary needs a reference.")
-            named = record.get(request.option("id"))
             prompt = f"{before}{' '.join(text.strip() for text in texts)}{after}"
-            found.append(Problem(f"summaries/{number}" if named is None else str(named), prompt,
-                                 {"references": references}))
-        return found
+            return Problem(task_id, prompt, {"references": references})
+
+        def name(number: int, record: Mapping[str, Any]) -> str:
+            named = record.get(request.option("id"))
+            return f"summaries/{number}" if named is None else str(named)
+
+        return make_problems(read_jsonl(request.data), name, make)
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Returns precision, recall and F1 of each measure."""

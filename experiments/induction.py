@@ -142,11 +142,9 @@ def plot(rows, folder):
     """Draws accuracy over training tokens, and, like Figure 7, at the end."""
     places = [name for name in rows[0] if name.startswith("accuracy@")]
     picture = study_plot.Picture(2, title="Second tokens of names, after the first mention")
-    axis = picture.lines(0, {f"n = {n}": {int(name.partition("@")[2]): [row[name] for row in rows
+    picture.lines(0, {f"n = {n}": {int(name.partition("@")[2]) / 1e6: [row[name] for row in rows
                                                                        if row["num_heads"] == n] for name in places}
-                             for n in HEADS}, x="million training tokens", y="accuracy", title="1M parameters")
-    ticks = [int(name.partition("@")[2]) for name in places]
-    axis.set_xticks(range(4, len(ticks), 5), [f"{tick / 1e6:.1f}" for tick in ticks[4::5]])
+                      for n in HEADS}, x="million training tokens", y="accuracy", title="1M parameters")
     picture.bars(1, {f"n = {n}": {kind: [row[name] for row in rows if row["num_heads"] == n]
                                   for kind, name in (("end", "accuracy"), ("best checkpoint", "best_accuracy"))}
                      for n in HEADS}, x="", y="accuracy", title="1M parameters")

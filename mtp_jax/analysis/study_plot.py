@@ -13,6 +13,7 @@ from mtp_jax.analysis.decode_plot import COLORS, MARKERS
 from mtp_jax.analysis.study import Row
 from mtp_jax.files import replace
 
+MOST_TICKS = 12  # of an axis that names each of its values
 Points = Mapping[Any, Sequence[float]]  # {x: a value a seed}
 
 
@@ -49,20 +50,22 @@ class Picture:
         Args:
           panel: its number from 0.
           series: {label: points}.
-          x: what the x axis is; its values are evenly spaced, in the order of the numbers.
+          x: what the x axis is; numbers lie where they belong, other values are evenly spaced, in order.
           y: what the y axis is.
           title: of the panel.
         """
         axis = self._frame(panel, x, y, title)
         ticks = sorted({place for values in series.values() for place in values})
+        place_of = {tick: tick if isinstance(tick, (int, float)) else ticks.index(tick) for tick in ticks}
         for number, (label, values) in enumerate(series.items()):
             color, own = COLORS[number % len(COLORS)], [tick for tick in ticks if tick in values]
-            places = [ticks.index(tick) for tick in own]
+            places = [place_of[tick] for tick in own]
             axis.plot(places, [statistics.fmean(values[tick]) for tick in own], color=color, linewidth=1.9, zorder=3,
                       marker=MARKERS[number % len(MARKERS)], markersize=5, label=label)
             for place, tick in zip(places, own):
                 axis.plot([place] * len(values[tick]), values[tick], color=color, marker=".", linestyle="", alpha=0.5)
-        axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        if len(ticks) <= MOST_TICKS:
+            axis.set_xticks(list(place_of.values()), [str(tick) for tick in ticks])
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=8.5)
         return axis

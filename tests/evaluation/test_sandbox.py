@@ -1,16 +1,20 @@
 """The sandbox: values come back as they are, objects stay where they are, limits hold, and nothing is inherited."""
 
+import ctypes
 import datetime
 import decimal
 import fractions
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 
 import pytest
 
 from mtp_jax.evaluation import sandbox
-from mtp_jax.evaluation.sandbox import Limits, check_function, run, run_program, wire
+from mtp_jax.evaluation.sandbox import Limits, check_function, leavings, run, run_program, wire
 
 QUICK = Limits(seconds=1.0, memory=1 << 29, output=1 << 20)
 
@@ -40,6 +44,7 @@ def test_subclasses_pass_as_what_they_are_made_of(value, plain):
 
 
 @pytest.mark.parametrize("tree", [{"a": 1}, 1.5, ["?"], ["f"], ["i", "zz"], ["n", "eval"], ["d", 1], ["w", "x", "y"],
+                                  ["v", "1/3", None], ["v", 1, "3"],
                                   [], [["l"]], ["s", ["l"]]])
 def test_what_is_no_value_is_refused(tree):
     with pytest.raises((ValueError, TypeError, KeyError, IndexError)):
@@ -71,6 +76,11 @@ def test_what_is_no_value_is_refused(tree):
     ("import numpy\ndef f(x):\n    return [numpy.int64(x), numpy.float32(0.5), numpy.bool_(True)]",
      "assert f(3) == [3, 0.5, True]", "passed"),
     ("def f(g):\n    return g(1)", "f(lambda x: x)", "error"),
+    ("def f():\n    return '\\ud83d' + '\\ude00'", "assert len(f()) == 2", "passed"),
+    ("import os\ndef f(x):\n    os._exit(0)", "try:\n    f(1)\nexcept:\n    pass", "ended"),
+    ("def f(x):\n    raise StopIteration", "assert all(map(lambda x: f(x) == 3 * x, [1, 2]))", "error"),
+    ("def f(x):\n    yield x", "g = f(1)\nassert next(g) == 1 and next(g, None) is None", "passed"),
+    ("class f:\n    def __getattr__(self, name):\n        return 3", "assert not hasattr(f(), '__array__')", "passed"),
 ])
 def test_functions(source, test, outcome):
     assert check_function(source, test=test, names=["f"], limits=QUICK).outcome == outcome
@@ -159,3 +169,87 @@ def test_the_hidden_packages_stay_hidden():
     source = "def f(name):\n    import importlib.util\n    return importlib.util.find_spec(name) is None"
     assert check_function(source, test="assert f('pytest') and f('jax') and not f('json')", names=["f"]).passed
     assert os.path.exists(pytest.__file__)
+
+
+@pytest.mark.parametrize("layer", sandbox.LAYERS)
+def test_other_processes_of_the_user_hear_nothing(layer, tmp_path):
+    libc = ctypes.CDLL(None, use_errno=True)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    memory = libc.shmget(0, 4096, 0o1600)
+    here = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    here.bind(str(tmp_path / "here"))
+    here.setblocking(False)
+    source = """import ctypes, fcntl, os, socket
+def f(process, memory, place):
+    reads, writes = os.pipe()
+    fcntl.fcntl(reads, fcntl.F_SETFL, os.O_ASYNC)
+    ours = lambda kind: socket.socketpair(socket.AF_UNIX, kind)[0]
+    done = []
+    for step in (lambda: fcntl.fcntl(reads, 10, 9), lambda: fcntl.fcntl(reads, fcntl.F_SETOWN, process),
+                 lambda: os.write(writes, b"x"), lambda: ours(socket.SOCK_DGRAM).sendto(b"x", place),
+                 lambda: ours(socket.SOCK_SEQPACKET), lambda: os.sched_setaffinity(process, {0}),
+                 lambda: ours(socket.SOCK_STREAM)):
+        try:
+            step()
+            done.append(1)
+        except OSError:
+            done.append(0)
+    ctypes.CDLL(None).shmctl(memory, 0, None)
+    return done"""
+    test = f"r = f({sleeper.pid}, {memory}, {str(tmp_path / 'here')!r})\nassert r == [0, 0, 1, 0, 0, 0, 1], r"
+    try:
+        verdict = check_function(source, test=test, names=["f"], limits=QUICK, layer=layer)
+        time.sleep(0.05)
+        assert sleeper.poll() is None
+        with pytest.raises(BlockingIOError):
+            here.recv(10)
+        assert libc.shmctl(memory, 0, None) == 0  # it was there until now
+        assert verdict.passed, verdict
+    except ValueError as error:
+        pytest.skip(str(error))
+    finally:
+        libc.shmctl(memory, 0, None)
+        sleeper.kill()
+        sleeper.wait()
+        here.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="follows descriptors of folders")
+def test_whatever_lies_in_a_folder_is_removed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "stays").touch()
+    folder = tmp_path / "folder"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "out").symlink_to(outside)
+    (folder / "a" / "b" / "closed").mkdir(0)
+    (folder / "none").symlink_to("nowhere")
+    open(os.fsencode(folder) + b"/\xff\n", "w").close()
+    place = os.open(folder / "a" / "b", os.O_RDONLY)
+    for _ in range(1100):  # deeper than Python recurses, and than a path is long
+        os.mkdir("deeper", dir_fd=place)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    os.chmod(folder / "a", 0)
+    os.chmod(folder, 0)
+    leavings.empty(str(folder))
+    assert os.listdir(folder) == [] and os.listdir(outside) == ["stays"]
+
+
+def test_no_process_is_left_where_the_first_one_waits_for_none(tmp_path):
+    script = """import ctypes, os
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # orphans come here, and nobody waits for them
+from mtp_jax.evaluation.sandbox import Limits, check_function
+try:
+    print(check_function("def f():\\n    return range(10**12)", test="sum(f())", names=["f"], layer="landlock",
+                         limits=Limits(0.5)).outcome)
+except ValueError:
+    print("ended")
+try:
+    print(os.waitpid(-1, 0))
+except ChildProcessError:
+    print("none left")"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ended\nnone left\n", done

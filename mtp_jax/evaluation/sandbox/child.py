@@ -15,7 +15,6 @@ import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import kernel
+import leavings
 import wire
 
 JOB_BYTES = 1 << 30  # what comes from the harness is bounded by memory alone
@@ -41,11 +41,14 @@ def main() -> None:
     except OSError as error:
         wire.send(outbox, {"outcome": "unavailable", "detail": str(error)})
         return
-    checker = os.fork()
-    if checker:
+    kernel.die_with_parent()  # the kernel forgot it when the user changed
+    kernel.adopt_orphans()
+    if os.fork():
         os.close(inbox)
         os.close(outbox)
-        os.waitpid(checker, 0)
+        with contextlib.suppress(ChildProcessError):
+            while True:  # also the program, where the checker was killed: nothing is left to a process 1 that waits not
+                os.wait()
         return
     kernel.die_with_parent()
     kernel.be_unreadable()
@@ -190,6 +193,8 @@ class Remote:
         return self._ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):  # what libraries ask for; numpy reads memory by one of them
+            raise AttributeError(f"a test cannot ask the program for {name}")
         return self._ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -265,8 +270,15 @@ def check_function(job: dict[str, Any], inbox: int, outbox: int) -> NoReturn:
         raise ProgramError(f"{str(rest[0][0])[:60]}: {str(rest[1])[:_SENTENCE]}")
 
     def ask(what: str, *rest: Any) -> Any:
-        wire.send(questions[1], [what, *(wire.encode(value, refer) for value in rest)])
-        return wire.decode(listen(), find)
+        try:
+            wire.send(questions[1], [what, *(wire.encode(value, refer) for value in rest)])
+            return wire.decode(listen(), find)
+        except wire.Ended:
+            finish("ended")  # at once: a test may catch everything
+        except StopIteration as error:
+            if what == "next":
+                raise
+            raise RuntimeError("the program raised StopIteration") from error  # else it would end a test's map()
 
     try:
         listen()  # the program has run to its end
@@ -316,7 +328,7 @@ def run_cases(job: dict[str, Any], inbox: int, outbox: int) -> None:
         os.close(writes)
         wire.send(outbox, _follow(job, program, reads))
         os.close(reads)
-        _empty(os.getcwd())
+        leavings.empty(os.getcwd())  # so that no input's run sees another's
 
 
 def _follow(job: dict[str, Any], program: int, reads: int) -> dict[str, Any]:
@@ -353,12 +365,3 @@ def _follow(job: dict[str, Any], program: int, reads: int) -> dict[str, Any]:
     detail = f"status {os.waitstatus_to_exitcode(status)}" if status else ""
     output = b"".join(parts)[:job["output"]].decode(errors="replace") if not outcome else ""
     return {"outcome": outcome or "passed", "detail": detail, "output": output}
-
-
-def _empty(folder: str) -> None:
-    """Removes what a program left in its folder, so that no input's run sees another's."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            os.unlink(entry.path)

@@ -27,7 +27,8 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "clone": (56, 220), "clone3": (435, 435),
     "prctl": (157, 167), "prlimit64": (302, 261), "pivot_root": (155, 41), "seccomp": (317, 277),
     "mount_setattr": (442, 442), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
-    "landlock_restrict_self": (446, 446), "capset": (126, 91)}
+    "landlock_restrict_self": (446, 446), "capset": (126, 91),
+    "socketpair": (53, 199), "fcntl": (72, 25), "ioctl": (16, 29)}
 _DENIED: dict[str, tuple[int | None, int | None]] = {
     # the network
     "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200),
@@ -38,7 +39,10 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154), "kcmp": (312, 272),
     "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
-    "sched_setattr": (314, 274), "ioprio_set": (251, 30),
+    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "process_madvise": (440, 440),
+    "process_mrelease": (448, 448), "inotify_init": (253, None), "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
     # namespaces, mounts, the kernel
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
@@ -46,7 +50,9 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217),
     "request_key": (249, 218), "keyctl": (250, 219), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     # memory and objects that outlive the process or count against no limit
-    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "memfd_create": (319, 279),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279),
     "memfd_secret": (447, 447), "mknod": (133, None), "mknodat": (259, 33)}
 # Landlock does not cover these: without mounts of its own a program could change what belongs to its user.
 _ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
@@ -55,6 +61,10 @@ _ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
     "utimes": (235, None), "utimensat": (280, 88), "futimesat": (261, None), "setxattr": (188, 5),
     "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16)}
+# Options of a call that are refused: signals of a descriptor's events, to any process of the user, and leases on files.
+_OPTIONS = {"fcntl": (8, 10, 15, 1024, 1026),  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+            "ioctl": (0x8901, 0x8902)}  # FIOSETOWN, SIOCSPGRP
+_UNIX, _STREAM = 1, 1  # of socketpair(2)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
@@ -219,9 +229,9 @@ def filter_calls(processes: Sequence[int], *, attributes: bool) -> None:
       OSError: the kernel has no filters.
     """
     column, architecture = _machine()
-    load, equal, above, bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    load, equal, above, bits, give, mask = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
     allow, refuse, unknown, kill = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS, 0x80000000
-    number, argument = 0, 16  # offsets in the data of a call; the lower half of its first argument
+    number, argument, second = 0, 16, 24  # offsets in the data of a call; the lower halves of its arguments
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, number),
                (above, 0, 1, 0x40000000), (give, 0, 0, unknown)]  # x32 calls on x86_64
 
@@ -238,6 +248,14 @@ def filter_calls(processes: Sequence[int], *, attributes: bool) -> None:
     when("prctl", [(load, 0, 0, argument), *(step for option in (_PDEATHSIG, _DUMPABLE, _SUBREAPER)
                                              for step in ((equal, 0, 1, option), (give, 0, 0, refuse))),
                    (give, 0, 0, allow)])
+    for name, options in _OPTIONS.items():
+        when(name, [(load, 0, 0, second), *(step for option in options
+                                            for step in ((equal, 0, 1, option), (give, 0, 0, refuse))),
+                    (give, 0, 0, allow)])
+    # A socket of datagrams or of another family sends to any address without connect: streams of this machine alone.
+    when("socketpair", [(load, 0, 0, argument), (equal, 1, 0, _UNIX), (give, 0, 0, refuse),
+                        (load, 0, 0, second), (mask, 0, 0, 0xF), (equal, 1, 0, _STREAM), (give, 0, 0, refuse),
+                        (give, 0, 0, allow)])
     for table in (_DENIED, _ATTRIBUTES) if attributes else (_DENIED,):
         for numbers in table.values():
             if numbers[column] is not None:

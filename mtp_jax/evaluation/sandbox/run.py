@@ -7,7 +7,6 @@ import functools
 import os
 import pathlib
 import select
-import shutil
 import signal
 import site
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib import util
 from typing import Any
 
-from mtp_jax.evaluation.sandbox import wire
+from mtp_jax.evaluation.sandbox import leavings, wire
 
 LAYERS = ("mounts", "landlock")  # the stronger first
 _START = "import sys; sys.path.insert(0, sys.argv[1]); import child; child.main()"
@@ -177,7 +176,8 @@ def _start(source: str, mode: str, limits: Limits | None, layer: str | None) -> 
         yield talk
     finally:
         _end(process)
-        _remove(folder)
+        leavings.empty(folder)
+        os.rmdir(folder)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -196,17 +196,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.poll()
         time.sleep(0.001)
     process.wait()
-
-
-def _remove(folder: str) -> None:
-    """Removes a sandbox' folder, also where its program took the rights to it away."""
-    def again(function: Any, path: str, _: Any) -> None:
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-        function(path)
-
-    shutil.rmtree(folder, onerror=again)
 
 
 @functools.cache

@@ -122,7 +122,10 @@ def decode(tree: Any, find: Callable[[int], Any]) -> Any:
     if name == "m":
         return decimal.Decimal(parts[0])
     if name == "v":
-        return fractions.Fraction(decode(parts[0], find), decode(parts[1], find))
+        above, below = (decode(part, find) for part in parts)
+        if type(above) is not int or type(below) is not int:
+            raise ValueError("not a value")  # Fraction would call what else it gets
+        return fractions.Fraction(above, below)
     if name == "w":
         return _DATES[parts[0]].fromisoformat(parts[1])
     if name == "k":
@@ -136,7 +139,8 @@ def send(place: int, message: Any) -> None:
     Raises:
       Ended: nobody reads there.
     """
-    data = json.dumps(message).encode()
+    # Escaped, two halves of a pair that stand apart would come back as one character.
+    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
     view = memoryview(struct.pack("<Q", len(data)) + data)
     try:
         while view:

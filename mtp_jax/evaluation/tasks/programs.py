@@ -54,7 +54,8 @@ def same_text(got: str, expected: str, *, fold: bool = False) -> bool:
     """
     if fold:
         got, expected = got.lower(), expected.lower()
-    words, wanted = got.split(), expected.split()
+    wanted = expected.split()
+    words = got.split(None, len(wanted))  # of a flood, no more than tells that it is one
     return len(words) == len(wanted) and all(
         word == want or _same_number(word, want) for word, want in zip(words, wanted))
 
@@ -66,7 +67,8 @@ def _same_number(word: str, want: str) -> bool:
         number, wanted = float(word), float(want)
     except ValueError:
         return False
-    return math.isfinite(number) and abs(number - wanted) <= _TOLERANCE * max(1.0, abs(wanted))
+    finite = math.isfinite(number) and math.isfinite(wanted)
+    return finite and abs(number - wanted) <= _TOLERANCE * max(1.0, abs(wanted))
 
 
 def score_program(source: str, cases: Sequence[tuple[str, str]], *, seconds: float, fold: bool = False

@@ -173,8 +173,8 @@ def test_settings_and_data_of_code_contests(tmp_path):
 @pytest.mark.parametrize("got, expected, same", [
     ("6\n", "6", True), (" 1  2\n\n3", "1 2 3", True), ("1 2", "12", False), ("", "", True), ("6", "", False),
     ("0.3333333", "0.33333334", True), ("0.34", "0.33", False), ("1000000.1", "1000000.2", True), ("7", "7.0", True),
-    ("100000", "100001", False), ("nan", "nan", True), ("1e999", "1.0", False), ("1.0", "inf", False), ("Yes", "YES", False),
-    ("a.b", "a,b", False), ("1 2 3 ", "1 2", False), ("1 2 ", "1 2", True)])
+    ("100000", "100001", False), ("nan", "nan", True), ("1e999", "1.0", False), ("1.0", "inf", False),
+    ("Yes", "YES", False), ("a.b", "a,b", False), ("1 2 3 ", "1 2", False), ("1 2 ", "1 2", True)])
 def test_what_is_the_same_output(got, expected, same):
     assert same_text(got, expected) is same
     assert same_text("Yes", "YES", fold=True)

@@ -11,6 +11,7 @@ evaluation that was stopped goes on with the same command.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -31,8 +32,8 @@ def main() -> NoReturn:
         try:
             return command.run(EvaluationConfig(**commands.values_of(own)))
         except KeyboardInterrupt:
-            print("\nStopped: the same command goes on with what is done.", file=sys.stderr)
-            return INTERRUPTED
+            print("\nStopped: the same command goes on with what is done.", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)  # XLA may be in a forward, which crashes where Python's own end takes its memory away
         except (ValueError, OSError, CheckpointError, NotImplementedError) as error:
             return commands.fail(error)
 

@@ -114,6 +114,9 @@ class Request:
                       "batch_size": config.batch_size}
         if config.data:
             found |= {"data": config.data, "data_sha256": digest(self.data)}
+        for name, value in self.options.items():
+            if name.endswith("_file") and value:  # decides the prompts as the data do
+                found[f"{name}_sha256"] = digest(epath.Path(value).expanduser())
         return {**found, "limit": config.limit, "seed": config.seed, **self.options}
 
 

@@ -17,6 +17,7 @@ from mtp_jax.evaluation.generating import Drawing, check_stop, cut
 from mtp_jax.evaluation.generation_task import pass_metrics
 from mtp_jax.evaluation.problems import read_jsonl
 from mtp_jax.evaluation.progress_file import ProgressFile
+from mtp_jax.evaluation.request import Request
 from mtp_jax.evaluation.task import Sample
 from tests.evaluation import toy
 
@@ -288,3 +289,12 @@ def test_the_command(workdir, tmp_path):
     assert "Traceback" not in interrupted.stderr
     listed = run("--list")
     assert listed.returncode == 0 and "gsm8k" in listed.stdout, listed.stderr
+
+
+def test_what_an_option_names_decides_as_the_data_do(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    found = []
+    for text in ("one", "two"):
+        path.write_text(text)
+        found.append(Request(toy.config_of(), {"shots_file": str(path)}).settings())
+    assert found[0] != found[1] and found[0]["shots_file"] == found[1]["shots_file"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mtp_jax.config import EvaluationConfig
 from mtp_jax.evaluation.registry import TASKS, get_task
 from mtp_jax.evaluation.request import Request, output_path
-from mtp_jax.evaluation.task import Result
+from mtp_jax.evaluation.task import DRAWING_FLAGS, Result
 from mtp_jax.files import REMOTE, replace
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def evaluate(config: EvaluationConfig, *, model: DecodingModel | None = None) ->
     task = get_task(config.task)
     if task.data_help and not config.data and not task.data_help.startswith("optional"):
         raise ValueError(f"--data is missing: --task={config.task} reads {task.data_help}.")
+    for flag in DRAWING_FLAGS:
+        if getattr(config, flag) not in (None, "", ()) and flag not in task.drawing_flags:
+            raise ValueError(f"--{flag} is not read by --task={config.task}, which draws no such completions: leave it "
+                             "out.")
     request = Request(config, task.options(config.set), model=model)
     path = output_path(config)
     if REMOTE not in str(path) and path.is_dir():

@@ -16,7 +16,7 @@ from mtp_jax.evaluation.pass_at_k import pass_at_k
 from mtp_jax.evaluation.problems import read_completions
 from mtp_jax.evaluation.progress_file import ProgressFile
 from mtp_jax.evaluation.request import Request, output_path
-from mtp_jax.evaluation.task import Defaults, Metrics, Problem, Result, Sample, Task
+from mtp_jax.evaluation.task import DRAWING_FLAGS, Defaults, Metrics, Problem, Result, Sample, Task
 from mtp_jax.intervals import bootstrap
 
 
@@ -28,6 +28,7 @@ class GenerationTask(Task):
     """
 
     defaults: Defaults = Defaults()
+    drawing_flags = DRAWING_FLAGS
 
     def problems(self, request: Request) -> list[Problem]:
         """Returns the problems, each with its prompt.

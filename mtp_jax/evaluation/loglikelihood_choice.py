@@ -64,6 +64,8 @@ class ChoiceTask(Task):
       usual: choices of most problems; 0: it varies.
     """
 
+    drawing_flags = ("completions",)  # refused with a reason of its own
+
     def __init__(self, name: str, about: str, data_help: str,
                  read: Callable[[Mapping[str, Any], str, Mapping[str, Any]], Choices],
                  settings: Sequence[Setting] = (), usual: int = 0):

@@ -9,6 +9,8 @@ from typing import Any
 from mtp_jax.config import nearest
 from mtp_jax.evaluation.request import Request
 
+DRAWING_FLAGS = ("samples", "temperature", "k", "top_p", "max_new_tokens", "stop", "completions")
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -131,12 +133,14 @@ class Task:
       about: a line on what it measures.
       data_help: what --data is; "" for a task that reads none, and "optional ..." where it may be left out.
       settings: of its own.
+      drawing_flags: flags on how completions are drawn, or brought, that it reads; the others are refused.
     """
 
     name: str = ""
     about: str = ""
     data_help: str = ""
     settings: Sequence[Setting] = ()
+    drawing_flags: Sequence[str] = ()
 
     def run(self, request: Request) -> Result:
         """Evaluates.

@@ -264,6 +264,15 @@ def test_a_tokenizer_without_the_stop_sequence(stop):
         check_stop(NoNewlines(), ["class", stop])
 
 
+@pytest.mark.parametrize("task, fields, flag", [
+    ("perplexity", dict(samples=2), "samples"), ("piqa", dict(temperature=("0.5",)), "temperature"),
+    ("choice_points", dict(k=("1",)), "k"), ("drafting", dict(top_p=0.5), "top_p"),
+    ("information", dict(stop=("x",)), "stop"), ("induction", dict(max_new_tokens=5), "max_new_tokens")])
+def test_flags_that_a_task_does_not_read_are_refused(made, task, fields, flag):
+    with pytest.raises(ValueError, match=f"^--{flag} is not read by --task={task}"):
+        made(task=task, **fields)
+
+
 def test_a_missing_checkpoint(made, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="has no checkpoint"):

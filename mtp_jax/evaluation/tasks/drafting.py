@@ -27,6 +27,7 @@ class Drafting(Task):
     """Tokens per forward over the number of heads in use."""
 
     name = "drafting"
+    drawing_flags = ("temperature",)
     about = "tokens per forward of self-speculative decoding with 2 to n heads, on the run's held-out text"
     settings = (
         Setting("prompts", 128, "prompts, drawn among the held-out rows"),

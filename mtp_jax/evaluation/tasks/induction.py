@@ -46,6 +46,7 @@ class Induction(Task):
     """Accuracy on the second token of a name after the first mention, of one checkpoint or of all that are kept."""
 
     name = "induction"
+    drawing_flags = ("completions",)  # refused with a reason of its own
     about = "How often the second token of a name is foreseen once the story has had the name."
     data_help = ("optional JSONL with a story a line. Default: the run's data.validation_path; stories made with "
                  "held-out names where it trained on made_stories.")

@@ -34,6 +34,7 @@ class Perplexity(Task):
     """Each token of a text is scored once by every head that can: head k by the tokens up to k places before it."""
 
     name = "perplexity"
+    drawing_flags = ("completions",)  # refused with a reason of its own
     about = "Nats per token, bits per byte and accuracy of every head on any text."
     data_help = "a text file, or JSONL with a document a line, also .gz"
     settings = (Setting("stride", 0, "Tokens that a window scores; the rest of it is context. 0: half the window."),

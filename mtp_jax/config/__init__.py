@@ -39,5 +39,5 @@ from mtp_jax.config.sections import (
 __all__ = ["CheckpointConfig", "ComputeConfig", "Config", "ConvertConfig", "DataConfig", "EvaluationConfig",
            "FREE_ON_RESUME", "GenerationConfig", "InitFromConfig", "LoggingConfig", "MixtureConfig", "ModelConfig",
            "ObjectiveConfig", "OptimizerConfig", "ParallelConfig", "TrainConfig", "check_choice", "check_positive",
-           "check_seed", "default_config", "differences", "dumps", "flatten", "free_on_resume", "from_config_dict", "from_dict",
-           "nearest", "to_config_dict", "to_dict", "with_defaults"]
+           "check_seed", "default_config", "differences", "dumps", "flatten", "free_on_resume", "from_config_dict",
+           "from_dict", "nearest", "to_config_dict", "to_dict", "with_defaults"]

@@ -42,14 +42,15 @@ def agreement_sums(predictions_NxBxL: jax.Array, mask_NxBxL: jax.Array, active_N
       The sums, in fp32.
     """
     N, _, L = predictions_NxBxL.shape
-    agree, prefix = [], jnp.ones_like(mask_NxBxL[0])
-    accepted = jnp.zeros(())
+    # With objective.prompt_end a further head may have a target where head 1 has none.
+    every_BxL = jnp.all(mask_NxBxL, axis=0)
+    agree, prefix, accepted = [], every_BxL, jnp.zeros(())
     for k in range(N):  # head k + 1 at i against head 1 at i + k
         later = jnp.pad(predictions_NxBxL[0][:, k:], ((0, 0), (0, min(k, L))), constant_values=-1)
         same_BxL = (predictions_NxBxL[k] == later) & mask_NxBxL[k] & active_N[k]
         agree.append(jnp.sum(same_BxL.astype(jnp.float32)))
-        prefix = prefix & same_BxL & mask_NxBxL[N - 1]
+        prefix = prefix & same_BxL
         if k:
             accepted = accepted + jnp.sum(prefix.astype(jnp.float32))
     count_N = jnp.sum(mask_NxBxL.astype(jnp.float32), axis=(1, 2))
-    return AgreementSums(jnp.stack(agree), count_N, accepted, count_N[N - 1])
+    return AgreementSums(jnp.stack(agree), count_N, accepted, jnp.sum(every_BxL.astype(jnp.float32)))

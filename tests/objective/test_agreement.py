@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_jax.objective import agreement_sums
+from mtp_jax.objective import agreement_sums, multi_token_targets
 
 
 def brute_force(predictions, mask, active):
@@ -22,7 +22,7 @@ def brute_force(predictions, mask, active):
                     if active[k] and i + k < L and predictions[k, b, i] == predictions[0, b, i + k]:
                         agrees[k] = True
                         agree[k] += 1
-            if mask[N - 1, b, i]:
+            if mask[:, b, i].all():
                 accepted_count += 1
                 for k in range(1, N):
                     if not agrees[k]:
@@ -65,6 +65,24 @@ def test_a_case_by_hand():
     sums = jax.jit(agreement_sums)(predictions, mask, np.ones(3, bool))
     assert sums.agree_N.tolist() == [3, 1, 1] and sums.count_N.tolist() == [3, 2, 1]
     assert float(sums.accepted) == 2 and float(sums.accepted_count) == 1
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_equals_the_loop_where_only_what_follows_a_token_counts(seed):
+    random = np.random.default_rng(seed)
+    tokens, segments = random.integers(0, 3, (2, 12)), np.sort(random.integers(1, 3, (2, 12)))
+    positions = np.stack([np.concatenate([np.arange(np.sum(row == one)) for one in (1, 2)]) for row in segments])
+    _, mask = multi_token_targets(tokens, segments, positions.astype(np.int32), 3, 0)
+    check(random.integers(0, 2, (3, 2, 12)).astype(np.int32), np.asarray(mask), np.ones(3, bool))
+
+
+def test_perfect_drafts_of_answers_are_accepted_whole():
+    """Heads 2 and 3 have targets in the answer from places where head 1 has none: those say nothing of acceptance."""
+    tokens = np.asarray([[1, 1, 1, 9, 2, 3, 4, 5]], np.int32)
+    _, mask = multi_token_targets(tokens, np.ones_like(tokens), np.arange(8, dtype=np.int32)[None], 3, 9)
+    says = np.append(tokens[0, 1:], [0, 0, 0])  # head 1, at each position
+    sums = agreement_sums(np.stack([says[k:k + 8] for k in range(3)])[:, None], mask, np.ones(3, bool))
+    assert float(sums.accepted_count) == 2 and float(sums.accepted) == 4
 
 
 @pytest.mark.parametrize("idle", [1, 2])

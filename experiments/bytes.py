@@ -14,6 +14,9 @@ As the paper has it, 7B on 8192 bytes a row, over 8, 16 and 32 heads on accelera
     python -m mtp_jax.sweep --experiment=bytes --grid='config.num_heads=8,16,32' --config.size=7b \\
         --workdir=gs://BUCKET/bytes --engine=gke ...
 
+The paper does not tell whether these heads have a layer each. Here they do, and 32 of them would be all of 32 layers:
+half of the layers stay with the trunk, so that the model of 32 heads has 48.
+
 Expected: more tokens per forward on code than on prose; more with more heads, each head adding less than the one before
 it.
 """
@@ -43,6 +46,7 @@ def get_config(num_heads=8, corpus="code", size="small"):
         config.model.num_layers = TRUNK + num_heads
     else:
         presets.apply_recipe(config, "bytes_7b")
+        config.model.extra_trunk_layers = max(0, num_heads - config.model.num_layers // 2)
     config.model.unembedding = "replicated"
     return config
 

@@ -36,7 +36,7 @@ def get_config(epochs=1):
     Args:
       epochs: 1 (at most) or 4, about; how often the run comes upon the same stories.
     """
-    check_choice("config.epochs", epochs, HELD_OUT)
+    check_choice("config.epochs", str(epochs), map(str, HELD_OUT))
     config = head_sweep.get_config()
     config.data.validation_path = ""
     config.data.validation_fraction = HELD_OUT[epochs]

@@ -40,12 +40,14 @@ def get_config(corpus="prose", size="small"):
 
     Args:
       corpus: prose (the fairy tales of experiments.stories) or code (the running Python's standard library).
-      size: small, that of the studies; or one of experiments.paper, with its recipe.
+      size: small, that of the studies; or one of experiments.paper, with its recipe and its data, whatever the corpus.
     """
     from mtp_jax.config import check_choice
 
     check_choice("config.corpus", corpus, ("prose", "code"))
-    config = small() if size == "small" else paper(size)
+    if size != "small":  # data are named there, as for experiments.paper
+        return paper(size)
+    config = small()
     if corpus == "code":
         config.data.source = "stdlib"
         return config

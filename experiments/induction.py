@@ -25,7 +25,7 @@ those of experiments.stories, with a tokenizer trained on them:
 There a share of 0 leaves the names of the training stories as they are, as the paper does; a share above 0 replaces
 them too. The paper trains on 26 billion tokens, and tells its accuracies in a picture only.
 
-Expected, of the paper's own: n = 2 far above n = 1 up to 30M parameters, no difference from 100M on. None of the
+Expected, of the paper's own: n = 2 far above n = 1 up to 30M parameters, and from 100M on a little below. None of the
 paper's sizes has been trained so long here; docs/experiments.md says what the small form gave.
 """
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import architectures, bytes, drafting, epochs, head_sweep, size_sweep, weights
+from experiments import architectures, bytes, drafting, epochs, head_sweep, paper, size_sweep, weights
 from mtp_jax.analysis.study import folder_names
 from mtp_jax.checkpoints import load_params
 from mtp_jax.commands import read_config
 from mtp_jax.config import from_config_dict
+from mtp_jax.model.language_model import num_trunk_layers
 from mtp_jax.training.state import flatten_params
 from tests.experiments.test_finetune import write_run
 from tests.training.small_runs import ROOT, environment
@@ -103,6 +104,27 @@ def test_every_cell_is_a_run_that_fits(name):
         module = importlib.import_module(f"experiments.{cell.experiment}")
         read_config(module.get_config, cell.settings).validate()
     assert all("95 %" in claim.rule for claim in study.claims)
+
+
+@pytest.mark.parametrize("module", [head_sweep, size_sweep, architectures, weights])
+def test_at_the_paper_s_size_data_and_recipe_are_those_of_the_paper(module):
+    """Nothing of the small corpus is left, which a prepared one would be refused beside."""
+    found, full = from_config_dict(module.get_config(size="7b")), from_config_dict(paper.get_config("7b"))
+    assert (found.data, found.optimizer, found.train) == (full.data, full.optimizer, full.train)
+    assert found.model.num_layers == 32
+
+
+@pytest.mark.parametrize("heads, trunk", [(8, 24), (16, 16), (32, 16)])
+def test_the_paper_s_byte_models_have_a_trunk(heads, trunk):
+    config = from_config_dict(bytes.get_config(num_heads=heads, size="7b"))
+    config.validate()
+    assert num_trunk_layers(config.model) == trunk and config.model.unembedding == "replicated"
+    assert (config.data.seq_len, config.data.batch_size * 8192, config.train.num_steps) == (8192, 12 * 2**20, 25_000)
+
+
+def test_other_numbers_of_epochs_are_refused():
+    with pytest.raises(ValueError, match="config.epochs='2' is not one of"):
+        epochs.get_config(2)
 
 
 def test_studies_share_their_runs():

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mtp_jax.config import DataConfig
+from mtp_jax.config import DataConfig, check_seed
 from mtp_jax.data.sources.base import Document, Piece, register_source
 from mtp_jax.data.tasks.names import Name
 from mtp_jax.data.tasks.options import read_options
@@ -68,6 +68,7 @@ class MadeStoriesOptions:
             raise ValueError(f"data.options: characters={self.characters} must lie in 1..{len(FAMILIAR)}.")
         if not 0 <= self.share <= 1:
             raise ValueError(f"data.options: share={self.share} must lie in [0, 1]: it is a share of the stories.")
+        check_seed("data.options", self)
 
 
 @dataclasses.dataclass(frozen=True)

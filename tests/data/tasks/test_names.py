@@ -111,7 +111,7 @@ def test_a_share_of_the_stories_is_renamed_and_copies_differ(tmp_path):
 @pytest.mark.parametrize("source, options, said", [
     ("named_stories", "share=2", "share=2.0 must lie in"), ("named_stories", "copies=0", "copies=0"),
     ("made_stories", "characters=99", "characters=99"), ("made_stories", "storys=9", "stories"),
-    ("made_stories", "stories=1", "stories=1")])
+    ("made_stories", "stories=1", "stories=1"), ("made_stories", f"seed={2**64}", "seed=18446744073709551616 must")])
 def test_options_that_make_no_sense_are_told(tmp_path, source, options, said):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     path = str(tmp_path / "a.jsonl") if source == "named_stories" else ""

@@ -81,6 +81,8 @@ def test_counts_are_those_of_generating_the_same_prompts(workdir, greedy_only):
 @pytest.mark.parametrize("settings, message", [
     (dict(heads="2,5"), "--set=heads=2,5 must lie between 1 and the model's 3 heads"),
     (dict(heads="two"), "--set=heads=two must be whole numbers"),
+    (dict(prompts=0), "--set=prompts=0 must be at least 1"),
+    (dict(prompt_tokens=-3), "--set=prompt_tokens=-3 must be at least 1"),
     (dict(prompt_tokens=200), "lower --set=prompt_tokens"),
     pytest.param(dict(new_tokens=40), "do not fit in the window of 48 tokens", marks=pytest.mark.slow),
 ])

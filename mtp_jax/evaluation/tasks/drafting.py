@@ -105,6 +105,9 @@ class Drafting(Task):
                              f"{config.data.source!r} is here (its hash differs; for stdlib: another Python), so "
                              "nothing tells which text it has not seen: train it on this machine.")
         length, count = request.option("prompt_tokens"), request.option("prompts")
+        for name in ("prompt_tokens", "prompts"):
+            if request.option(name) < 1:
+                raise ValueError(f"--set={name}={request.option(name)} must be at least 1.")
         found: list[np.ndarray] = []
         for part in corpus.parts.values():
             rows = part.rows["validation"]

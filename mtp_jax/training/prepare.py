@@ -12,7 +12,7 @@ from etils import epath
 
 from mtp_jax.checkpoints import Checkpointer, check_source
 from mtp_jax.config import Config, MixtureConfig, differences
-from mtp_jax.data import open_corpus
+from mtp_jax.data import Corpus, open_corpus
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.parallel.compile_cache import set_compile_cache
 from mtp_jax.training import workdir as workdirs
@@ -21,6 +21,9 @@ from mtp_jax.training.loop import Run
 from mtp_jax.training.program import build_program
 from mtp_jax.training.progress import count
 from mtp_jax.training.state import flatten_params
+
+
+PROMPT_ROWS = 64  # rows of a source that are searched for the end of a prompt
 
 
 def prepare(config: Config, workdir: str | epath.Path) -> Run:
@@ -43,7 +46,7 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
     corpus = open_corpus(config.data)
     corpus.check_steps(config.train.num_steps)
     config = resolve_vocabulary(config, corpus.tokenizer)
-    _check_prompt_end(config)
+    check_prompt_end(config, corpus)
     program = build_program(config)
     workdirs.check_folder(workdir)
     has_checkpoint = bool(Checkpointer(workdir / workdirs.CHECKPOINTS, config.checkpoint).steps())
@@ -70,11 +73,28 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return config
 
 
-def _check_prompt_end(config: Config) -> None:
-    """Raises ValueError unless the vocabulary has the token that ends prompts."""
+def check_prompt_end(config: Config, corpus: Corpus) -> None:
+    """Checks that the token that ends prompts is there, for without it no target counts.
+
+    Args:
+      config: of the run, with the vocabulary size resolved.
+      corpus: of the run.
+
+    Raises:
+      ValueError: it is no id, or in none of the first rows of a source.
+    """
     token, size = config.objective.prompt_end, config.model.vocab_size or 0
-    if token is not None and token >= size:
+    if token is None:
+        return
+    if token >= size:
         raise ValueError(f"objective.prompt_end={token} is no id of the vocabulary of {size}: no target would count.")
+    for name, part in corpus.parts.items():
+        rows = part.rows["train"]
+        looked_at = min(len(rows), PROMPT_ROWS)
+        if not any(np.any(rows[row]["tokens"] == token) for row in range(looked_at)):
+            raise ValueError(f"objective.prompt_end={token} is in none of the first {looked_at} training rows of "
+                             f"{name}: no target would count there. Give the id that the tokenizer has for what ends "
+                             "its prompts, or leave it out.")
 
 
 def announce(run: Run, default: Config) -> None:

@@ -22,7 +22,6 @@ from mtp_jax.training.program import build_program
 from mtp_jax.training.progress import count
 from mtp_jax.training.state import flatten_params
 
-
 PROMPT_ROWS = 64  # rows of a source that are searched for the end of a prompt
 
 

@@ -94,6 +94,7 @@ def test_a_block_behind_the_cache_reads_what_the_whole_text_has(dtype, least, mo
     assert least <= float(jnp.max(jnp.abs(got - want))) <= most
 
 
+@pytest.mark.slow
 def test_drafts_change_nothing_with_a_cache_in_16_bits(x64, greedy_only):
     """A block reads its own keys and values as rounded as the cache has them; in fp64 nothing else differs."""
     model = decoding_model(random_model("parallel"), cache_dtype="bfloat16")

@@ -179,6 +179,7 @@ def test_ranks_are_those_of_a_plain_count(x64, greedy_only):
     assert found.accuracy[0][0] > 0.2, "an untrained model would tell nothing"
 
 
+@pytest.mark.slow
 def test_decoding_makes_as_many_tokens_per_forward_as_predicted(x64, greedy_only):
     """On the measured text; the average over all positions is off by more."""
     model, _ = make_model()

@@ -193,6 +193,7 @@ def test_auto_decodes_with_what_was_chosen_and_says_it(run, workdir, monkeypatch
     assert "as calibrated on a text" in err and "< chosen" in err
 
 
+@pytest.mark.slow
 def test_calibrate_and_then_a_tree(run, workdir, tmp_path):
     (tmp_path / "text.txt").write_text(text(2, 400))
     out, err = run(prompt=(), calibrate=str(tmp_path / "text.txt"))

@@ -22,7 +22,7 @@ def loop_bodies(program):
 @pytest.mark.parametrize("kind, batch, tree", [
     pytest.param("parallel", 1, Tree.chain(2), marks=pytest.mark.slow),
     ("parallel", 3, Tree((-1, 0, 0, 1), (0, 0, 1, 0))), ("causal", 3, Tree.chain(3)), ("anticausal", 1, Tree.chain(1)),
-    ("sequential", 3, Tree.chain(3))])
+    pytest.param("sequential", 3, Tree.chain(3), marks=pytest.mark.slow)])
 def test_no_step_copies_the_cache(kind, batch, tree):
     spec = ModelSpec.create(ModelConfig(num_heads=3, num_layers=4, d_model=32, num_attention_heads=2, vocab_size=64,
                                         head_kind=kind))

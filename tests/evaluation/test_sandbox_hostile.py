@@ -117,5 +117,8 @@ def test_what_is_left_is_seen(tmp_path):
     finally:
         (pathlib.Path(os.getcwd()) / "mtp_jax_hostile_seen").unlink()
     with run_program("import time\ntime.sleep(0.2)", limits=LIMITS) as program:
-        assert processes("mtp_jax-sandbox-")
+        end = time.monotonic() + 60  # its process is there when it has been started, on a busy machine a while later
+        while not processes("mtp_jax-sandbox-"):
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert program("").passed

@@ -76,7 +76,7 @@ CASES = {
     "induction": Case(SHAPE),
     "information": Case(SHAPE, stories),
     "head_sweep": Case(SHAPE, stories),
-    "paper": Case({"size": "1m", "model.d_model": 64}, files, slow=False),
+    "paper": Case({"size": "1m", "model.d_model": 64}, files),
     "polynomial": Case({"size": "small", "model.d_model": 32, "data.seq_len": 64}),
     "size_sweep": Case(SHAPE, stories),
     "star_graph": Case({"size": "small", "data.seq_len": 26}),

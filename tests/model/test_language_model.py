@@ -133,7 +133,7 @@ EXECUTIONS = {
 
 
 @pytest.mark.parametrize("name, kind", [*((name, "parallel") for name in EXECUTIONS),
-                                        ("idle heads skipped", "sequential")])
+                                        pytest.param("idle heads skipped", "sequential", marks=pytest.mark.slow)])
 def test_execution_changes_no_result(name, kind, x64):
     config = make_config(**FORMS[kind])
     params, batch, scale_N = make_params(config), make_batch(), jnp.asarray(SCALE)

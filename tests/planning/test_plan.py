@@ -132,6 +132,7 @@ def test_a_corpus_in_a_bucket_is_not_read():
     assert plan.resolve(config) is config
 
 
+@pytest.mark.slow
 def test_decoding_on_fake_devices():
     config = tiny("data:2,tensor:2", batch=4)
     report = decode.plan_decoding(config, parse_topology("fake:4"), experiment="test")

@@ -112,7 +112,8 @@ class GenerationTask(Task):
             request.least_completions = max(1, min(len(texts[problem.task_id]) for problem in problems))
             ks = self.ks(request)
         settings = self._settings(request, drawing, ks)
-        progress = ProgressFile(output_path(request.config), settings, restart=request.config.restart)
+        deciding = {name: value for name, value in settings.items() if name != "k"}  # of what is drawn and scored
+        progress = ProgressFile(output_path(request.config), deciding, restart=request.config.restart)
         forwards = Forwards()
         if texts is None:
             samples = self._draw(request, problems, drawing, progress, forwards)

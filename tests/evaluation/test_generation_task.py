@@ -106,7 +106,7 @@ def test_cut_takes_the_first_of_several():
 
 
 def test_an_evaluation_that_was_stopped_goes_on(made, model, tmp_path, monkeypatch):
-    whole = made(model, samples=2, temperature=("0.7",))
+    whole = made(model, samples=2, temperature=("0.7",), k=("1", "2"))
     run, calls = generating.run_batch, []
 
     def stopping(*args, **kwargs):
@@ -123,7 +123,7 @@ def test_an_evaluation_that_was_stopped_goes_on(made, model, tmp_path, monkeypat
     with progress.open("a") as file:
         file.write('["batch 2", [["cut sh')  # as a kill leaves it
     monkeypatch.setattr(generating, "run_batch", lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs))
-    assert without_times(made(model, samples=2, temperature=("0.7",))) == without_times(whole)
+    assert without_times(made(model, samples=2, temperature=("0.7",), k=("1", "2"))) == without_times(whole)
     assert len(calls) == 4 and not progress.exists()
 
 

@@ -71,7 +71,8 @@ def test_a_row_does_not_depend_on_its_neighbours(block, x64):
     assert (turned.tokens[-1].tolist(), turned.drafted_by[-1].tolist()) == free(prompt, block)
 
 
-@pytest.mark.parametrize("rows, block", [(1, {"heads": 4}), pytest.param(32, {"heads": 4}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows, block", [(1, {"heads": 4}), (32, {"heads": 4})])
 def test_other_sizes_of_batch(rows, block, x64, greedy_only):
     entry, model = greedy_model("trained")
     for seed in range(2):

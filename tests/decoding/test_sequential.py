@@ -57,6 +57,7 @@ def test_drafts_are_what_the_modules_say_of_the_text(x64, greedy_only):
     assert wrong.tolist() == [0, 0, 0] and accepted > 3
 
 
+@pytest.mark.slow
 def test_positions_that_are_not_made_again_are_noticed(x64, greedy_only, monkeypatch):
     """Without the states before the block, what modules made of wrong drafts stays in their cache."""
     monkeypatch.setattr("mtp_jax.decoding.forward.settled", lambda heads: 0)

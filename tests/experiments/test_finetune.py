@@ -71,6 +71,7 @@ def test_a_config_that_cannot_be_read_is_told(text, message, tmp_path):
         finetune.get_config(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_first_step_starts_from_the_sources_parameters(tmp_path):
     num_heads = 3
     (tmp_path / "corpus").mkdir()

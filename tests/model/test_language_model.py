@@ -132,7 +132,11 @@ EXECUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name, kind", [*((name, "parallel") for name in EXECUTIONS),
+SLOW = ("remat full", "heads abreast")  # each of these is a part of another
+
+
+@pytest.mark.parametrize("name, kind", [*(pytest.param(name, "parallel", marks=[pytest.mark.slow] * (name in SLOW))
+                                          for name in EXECUTIONS),
                                         pytest.param("idle heads skipped", "sequential", marks=pytest.mark.slow)])
 def test_execution_changes_no_result(name, kind, x64):
     config = make_config(**FORMS[kind])

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mtp_jax.config import EvaluationConfig
+from mtp_jax.evaluation.progress_file import progress_path
 from mtp_jax.evaluation.registry import TASKS, get_task
 from mtp_jax.evaluation.request import Request, output_path
 from mtp_jax.evaluation.task import DRAWING_FLAGS, Result
@@ -41,19 +42,19 @@ def evaluate(config: EvaluationConfig, *, model: DecodingModel | None = None) ->
     """
     config.validate()
     task = get_task(config.task)
-    if task.data_help and not config.data and not task.data_help.startswith("optional"):
-        raise ValueError(f"--data is missing: --task={config.task} reads {task.data_help}.")
     for flag in DRAWING_FLAGS:
         if getattr(config, flag) not in (None, "", ()) and flag not in task.drawing_flags:
             raise ValueError(f"--{flag} is not read by --task={config.task}, which draws no such completions: leave it "
                              "out.")
     request = Request(config, task.options(config.set), model=model)
+    if task.data_help and not task.data_help.startswith("optional"):
+        task.data(request)
     path = output_path(config)
     if REMOTE not in str(path) and path.is_dir():
         raise ValueError(f"--output={path} is a folder: name a file.")
     result = task.run(request)
     replace(path, (json.dumps(_plain(result.to_json()), indent=1, allow_nan=False) + "\n").encode())
-    path.with_name(path.name + ".progress").unlink(missing_ok=True)
+    progress_path(path).unlink(missing_ok=True)
     for error in result.errors[:LISTED]:
         print(f"{error['task_id']}: {error['error']}", file=sys.stderr)
     if len(result.errors) > LISTED:

@@ -9,13 +9,14 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mtp_jax.evaluation import generating
 from mtp_jax.evaluation.generating import Drawing, Forwards
 from mtp_jax.evaluation.pass_at_k import pass_at_k
 from mtp_jax.evaluation.problems import read_completions
 from mtp_jax.evaluation.progress_file import ProgressFile
-from mtp_jax.evaluation.request import Request, output_path
+from mtp_jax.evaluation.request import Request, digest, output_path
 from mtp_jax.evaluation.task import DRAWING_FLAGS, Defaults, Metrics, Problem, Result, Sample, Task
 from mtp_jax.intervals import bootstrap
 
@@ -96,8 +97,6 @@ class GenerationTask(Task):
             raise ValueError(f"--data={request.config.data} holds no problem of this task.")
         texts: dict[str, list[str]] | None = None
         if request.config.completions:
-            from etils import epath
-
             source = epath.Path(request.config.completions).expanduser()
             if not source.exists():
                 raise ValueError(f"--completions={request.config.completions} does not exist.")
@@ -132,10 +131,6 @@ class GenerationTask(Task):
         config = request.config
         found = {"k": list(ks), "timeout": config.timeout}
         if config.completions:
-            from etils import epath
-
-            from mtp_jax.evaluation.request import digest
-
             found |= {"completions": config.completions,
                       "completions_sha256": digest(epath.Path(config.completions).expanduser())}
         else:

@@ -15,6 +15,11 @@ from mtp_jax.files import REMOTE, replace
 REMOTE_SECONDS = 60.0  # between two writes of the whole file into a bucket, where nothing can be appended
 
 
+def progress_path(result: epath.Path) -> epath.Path:
+    """Returns where the progress of an evaluation lies, which is removed when its result is written."""
+    return result.with_name(result.name + ".progress")
+
+
 class ProgressFile:
     """Records by key, kept as they come.
 
@@ -30,7 +35,7 @@ class ProgressFile:
           settings: that decide the records.
           restart: forget what is there.
         """
-        self.path = result.with_name(result.name + ".progress")
+        self.path = progress_path(result)
         self._head = json.dumps(dict(settings), sort_keys=True, default=str)
         self._records: dict[str, Any] = {}
         self._lines = [self._head]
@@ -59,10 +64,6 @@ class ProgressFile:
         elif time.monotonic() - self._written >= REMOTE_SECONDS:
             replace(self.path, self._text())
             self._written = time.monotonic()
-
-    def remove(self) -> None:
-        """Removes the file: the evaluation is done."""
-        self.path.unlink(missing_ok=True)
 
     def _read(self, lines: list[str]) -> None:
         """Takes over the records of a file of the same settings."""

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from mtp_jax.config import nearest
 from mtp_jax.evaluation.request import Request
 
@@ -149,6 +151,17 @@ class Task:
           ValueError: the data, the model or a setting does not fit; names it and the remedy.
         """
         raise NotImplementedError
+
+    def data(self, request: Request) -> epath.Path:
+        """Returns the file or folder that --data names.
+
+        Raises:
+          ValueError: it was left out, or does not exist.
+        """
+        found = request.data
+        if found is None:
+            raise ValueError(f"--data is missing: --task={self.name} reads {self.data_help}.")
+        return found
 
     def options(self, given: Sequence[str]) -> dict[str, Any]:
         """Returns the task's own settings, those that are not given as by default.

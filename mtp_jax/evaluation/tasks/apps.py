@@ -95,9 +95,7 @@ class Apps(ProgramTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the problems of the level; their tests are read when they are run."""
-        data, level, split = request.data, request.option("level"), request.option("split")
-        if data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
+        data, level, split = self.data(request), request.option("level"), request.option("split")
         sandbox.layer_here()  # before anything is generated in vain
         check_choice("--set=level", level, LEVELS)
         check_choice("--set=split", split, SPLITS)

@@ -109,9 +109,7 @@ class CodeContests(ProgramTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the problems of the split."""
-        data, split = request.data, request.option("split")
-        if data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
+        data, split = self.data(request), request.option("split")
         sandbox.layer_here()  # before anything is generated in vain
         check_choice("--set=condition", request.option("condition"), CONDITIONS)
         check_choice("--set=tests", request.option("tests"), TESTS)

@@ -68,8 +68,6 @@ class Gsm8k(GenerationTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the questions."""
-        if request.data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
         before = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in self.shots(request))
 
         def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
@@ -77,7 +75,7 @@ class Gsm8k(GenerationTask):
             reference = reference_answer(record["answer"], where)
             return Problem(task_id, f"{before}Q: {record['question'].strip()}\nA:", {"answer": reference})
 
-        return make_problems(read_jsonl(request.data), lambda number, record: f"gsm8k/{number}", make)
+        return make_problems(read_jsonl(self.data(request)), lambda number, record: f"gsm8k/{number}", make)
 
     def shots(self, request: Request) -> Sequence[tuple[str, str]]:
         """Returns the worked examples.

@@ -27,15 +27,13 @@ class HumanEval(ProgramTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the problems."""
-        if request.data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
         sandbox.layer_here()  # before anything is generated in vain
 
         def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
             need_text(record, where, "task_id", "prompt", "entry_point", "test")
             return Problem(task_id, record["prompt"], {"test": record["test"], "entry_point": record["entry_point"]})
 
-        return make_problems(read_jsonl(request.data),
+        return make_problems(read_jsonl(self.data(request)),
                              lambda number, record: str(record.get("task_id", f"humaneval/{number}")), make)
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:

@@ -39,8 +39,6 @@ class Math500(GenerationTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the problems."""
-        if request.data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
         before = self.shots(request)
 
         def make(where: str, record: Mapping[str, Any], task_id: str) -> Problem:
@@ -49,7 +47,7 @@ class Math500(GenerationTask):
                 task_id, f"{before or ASKED}Problem:\n{record['problem'].strip()}\n\nSolution:",
                 {"answer": record["answer"], "subject": record.get("subject"), "level": record.get("level")})
 
-        return make_problems(read_jsonl(request.data),
+        return make_problems(read_jsonl(self.data(request)),
                              lambda number, record: str(record.get("unique_id") or f"math500/{number}"), make)
 
     def shots(self, request: Request) -> str:

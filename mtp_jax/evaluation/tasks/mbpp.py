@@ -61,8 +61,6 @@ class Mbpp(ProgramTask):
 
     def problems(self, request: Request) -> list[Problem]:
         """Reads the problems of the split."""
-        if request.data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
         sandbox.layer_here()  # before anything is generated in vain
         split, shots = request.option("split"), request.option("shots")
         check_choice("--set=split", split, SPLITS)
@@ -82,12 +80,12 @@ class Mbpp(ProgramTask):
             records[number] = record
             return Problem(task_id, asked(record), facts(record)) if number in SPLITS[split] else None
 
-        found = make_problems(read_jsonl(request.data),
+        found = make_problems(read_jsonl(self.data(request)),
                               lambda number, record: str(record.get("task_id", f"mbpp/{number}")), make)
         missing = [number for number in SHOWN[:shots] if number not in records]
         if missing:
-            raise ValueError(f"{request.data} lacks task {missing[0]}, which the prompt shows solved: name the whole "
-                             "mbpp.jsonl, or give --set=shots=0.")
+            raise ValueError(f"{self.data(request)} lacks task {missing[0]}, which the prompt shows solved: name the "
+                             "whole mbpp.jsonl, or give --set=shots=0.")
         before = "".join(f"{asked(records[number])}{lines(records[number]['code'])}\n[DONE]\n\n"
                          for number in SHOWN[:shots])
         return [dataclasses.replace(problem, prompt=before + problem.prompt) for problem in found]

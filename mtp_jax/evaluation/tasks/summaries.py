@@ -52,8 +52,6 @@ class Summaries(GenerationTask):
         """Reads the sources and their references."""
         if importlib.util.find_spec("rouge_score") is None:
             raise ValueError("--task=summaries needs the package rouge-score: pip install 'mtp_jax[evaluation]'.")
-        if request.data is None:
-            raise ValueError(f"--data is missing: name {self.data_help}.")
         check_choice("--set=references", request.option("references"), REFERENCES)
         check_choice("--set=lines", request.option("lines"), LINES)
         source, target = request.option("source"), request.option("target")
@@ -72,7 +70,7 @@ class Summaries(GenerationTask):
             named = record.get(request.option("id"))
             return f"summaries/{number}" if named is None else str(named)
 
-        return make_problems(read_jsonl(request.data), name, make)
+        return make_problems(read_jsonl(self.data(request)), name, make)
 
     def score(self, problem: Problem, completion: str, request: Request) -> Mapping[str, Any]:
         """Returns precision, recall and F1 of each measure."""

@@ -13,8 +13,8 @@ FOLDERS = (".ci", "benchmarks", "docs", "experiments", "launch", "mtp_jax", "tes
 
 # A part imports itself and parts of lower rank, so parts of the same rank do not know each other.
 RANKS = {"config": 0, "registry": 0, "files": 0, "terminal": 0, "intervals": 0, "presets": 1, "data": 1, "parallel": 1,
-         "model": 2, "objective": 3, "checkpoints": 4, "training": 5, "decoding": 6, "convert": 7, "analysis": 7,
-         "evaluation": 7, "planning": 7, "commands": 8}  # one module: what the commands share
+         "model": 2, "objective": 3, "checkpoints": 4, "training": 5, "decoding": 6, "convert": 7,
+         "evaluation": 7, "planning": 7, "analysis": 8, "commands": 9}  # one module: what the commands share
 # These stand on model and checkpoints: what they share with training may not drag in its loop.
 NOT_ON_THE_LOOP = ("decoding", "convert", "analysis", "evaluation", "planning")
 # Some GPU images lack these; the model must train and decode there on batches from elsewhere.

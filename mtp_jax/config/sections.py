@@ -17,6 +17,8 @@ class ModelConfig:
     num_heads: int = 4  # N, prediction heads: head k predicts the token k places ahead
     num_layers: int = 6  # transformer layers, trunk and heads together, so that parameters do not depend on N
     extra_trunk_layers: int = 0  # layers given back to the trunk (the paper's "+layers" rows)
+    trunk_kind: str = "plain"  # "looped": the trunk's layers are run `loops` times; see mtp_jax/model/looped.py
+    loops: int = 1  # T_m, times that a looped trunk is run; with 1 it is the plain one
     d_model: int = 256  # D, width of the residual stream
     num_attention_heads: int = 4  # A, query heads of a layer
     num_kv_heads: int | None = None  # K, key and value heads; None: as many as query heads
@@ -30,6 +32,7 @@ class ModelConfig:
     vocab_size: int | None = None  # token ids in use; None: the tokenizer's
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, so that it can be sharded
     qk_norm: bool = False  # RMSNorm on queries and keys, per attention head
+    sandwich_norm: bool = False  # RMSNorm also on what attention and MLP add to the residual stream (Ouro's models)
     rope_theta: float = 10_000.0  # base of the rotary angles
     rope_scaling: str = "none"  # slower angles, for a longer context: "linear" (all of them), "llama3" (long waves)
     rope_factor: float = 1.0  # how many times slower
@@ -63,7 +66,7 @@ class ModelConfig:
 
     def validate(self) -> None:
         check_positive("model", self, "num_heads", "num_layers", "d_model", "num_attention_heads", "num_kv_heads",
-                       "head_dim", "d_ff", "d_ff_multiple", "vocab_size", "vocab_multiple", "medusa_layers")
+                       "head_dim", "d_ff", "d_ff_multiple", "vocab_size", "vocab_multiple", "medusa_layers", "loops")
         check_positive("model", self, "extra_trunk_layers", minimum=0)
         check_positive("model", self, "rope_theta", "norm_eps", "init_std", minimum=1e-30)
         if self.head_dim is None and self.d_model % self.num_attention_heads:
@@ -80,6 +83,10 @@ class ModelConfig:
         if self.medusa_layers != 1 and self.head_kind != "medusa":
             raise ValueError(f"model.medusa_layers={self.medusa_layers} means nothing for model.head_kind="
                              f"{self.head_kind!r}: leave it at 1, or set model.head_kind='medusa'.")
+        check_choice("model.trunk_kind", self.trunk_kind, ("plain", "looped"))
+        if self.loops != 1 and self.trunk_kind == "plain":
+            raise ValueError(f"model.loops={self.loops} means nothing for model.trunk_kind='plain': leave it at 1, or "
+                             "set model.trunk_kind='looped'.")
         self._validate_rope_scaling()
         check_choice("model.unembedding", self.unembedding, ("shared", "replicated"))
         for name in ("param_dtype", "dtype"):
@@ -131,9 +138,16 @@ class ObjectiveConfig:
     switch_fraction: float = 0.675  # ... which comes at this share of the horizon (10T of 14.8T tokens)
     detach_trunk: bool = False  # heads 2..N send no gradient into the trunk and head 1
     prompt_end: int | None = None  # id of a token: only targets after its first place in a document count; None: all
+    loop_objective: str = "expected"  # of a looped trunk: "expected" loss over its loops, or "gate" (trains that alone)
+    exit_entropy: float = 0.1  # beta, what a nat of entropy of the exit distribution is worth, in nats; "expected"
+    gate_sharpness: float = 50.0  # "gate": k, slope of the label by the improvement, per nat
+    gate_margin: float = 0.005  # "gate": gamma, nats that a loop must improve head 1's loss by to be worth running
 
     def validate(self, num_heads: int) -> None:
         check_positive("objective", self, "prompt_end", minimum=0)
+        check_choice("objective.loop_objective", self.loop_objective, ("expected", "gate"))
+        check_positive("objective", self, "exit_entropy", "gate_margin", minimum=0.0)
+        check_positive("objective", self, "gate_sharpness", minimum=1e-30)
         check_choice("objective.reduction", self.reduction, ("sum", "mean"))
         if self.head_weights and len(self.head_weights) != num_heads:
             raise ValueError(f"objective.head_weights={self.head_weights} has {len(self.head_weights)} entries for "
@@ -304,6 +318,9 @@ class Config:
         self.checkpoint.validate()
         self.parallel.validate()
         self.logging.validate()
+        if self.objective.loop_objective == "gate" and self.model.loops == 1:
+            raise ValueError("objective.loop_objective='gate' trains the exit gate, and a model of model.loops=1 has "
+                             "none: set model.trunk_kind='looped' and model.loops above 1.")
         if self.data.batch_size % self.compute.microbatches:
             raise ValueError(f"data.batch_size={self.data.batch_size} is not divisible by compute.microbatches="
                              f"{self.compute.microbatches}: every microbatch has the same number of rows.")

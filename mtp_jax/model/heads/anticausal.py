@@ -19,6 +19,7 @@ class AnticausalHeads(HeadKind):
     """s_k = layer_k(s_{k+1}), s_{N+1} = z, h_k = norm(s_k): the next token is read out last, at full depth."""
 
     abreast = False
+    backwards = True
 
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Block(config, rngs, (("pred_heads", config.num_heads),))

@@ -34,6 +34,7 @@ class HeadKind(abc.ABC):
         the final norm and the unembedding, and the stacks of `parameters` have N - 1 entries: none of them is head 1's.
       in_turn: whether the heads draft one after the other, each from the draft of the head before it, by `in_line`
         instead of `further`. Such drafts are a chain.
+      backwards: whether the layers of the heads run from the last head to the first.
     """
 
     layers_per_head: int = 1
@@ -41,6 +42,7 @@ class HeadKind(abc.ABC):
     caches: bool = True
     first_own: int = 1
     in_turn: bool = False
+    backwards: bool = False
 
     @abc.abstractmethod
     def parameters(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:

@@ -1,0 +1,1 @@
+"""Probes of a trained model: inserted tokens, average attention, redistributed activations."""

@@ -44,6 +44,7 @@ class BlockContext:
       cached_B: how many cached positions count, int32; all of them are seen by the whole block.
       segments_BxQ: set where a prompt is read and nothing is cached: the seam `attention` then does the work and
         `visible_BxQxQ` is not formed for all pairs. 1 for tokens, 0 for padding behind them.
+      positions_BxQ: position in the text, from 0; None for single positions (`at`), which nobody asks for theirs.
       kernel: name of the attention kernel for that.
     """
 
@@ -52,6 +53,7 @@ class BlockContext:
     visible_BxQxQ: jax.Array | None
     cached_B: jax.Array | None
     segments_BxQ: jax.Array | None = None
+    positions_BxQ: jax.Array | None = None
     kernel: str = dataclasses.field(default="xla", metadata={"static": True})
 
     def at(self, index_B: jax.Array | None) -> BlockContext:
@@ -76,14 +78,14 @@ def block_context(config: ModelConfig, positions_BxQ: jax.Array, visible_BxQxQ: 
       visible_BxQxQ: which positions of the block see which.
       cached_B: how many cached positions count.
     """
-    return BlockContext(*rotary_angles(config, positions_BxQ), visible_BxQxQ, cached_B)
+    return BlockContext(*rotary_angles(config, positions_BxQ), visible_BxQxQ, cached_B, positions_BxQ=positions_BxQ)
 
 
 def prompt_context(config: ModelConfig, lengths_B: jax.Array, Q: int, kernel: str) -> BlockContext:
     """Returns the context of prompts that begin at position 0 and are padded to Q tokens."""
     positions_BxQ = jnp.broadcast_to(jnp.arange(Q, dtype=jnp.int32), (lengths_B.shape[0], Q))
     segments_BxQ = (positions_BxQ < lengths_B[:, None]).astype(jnp.int32)
-    return BlockContext(*rotary_angles(config, positions_BxQ), None, None, segments_BxQ, kernel)
+    return BlockContext(*rotary_angles(config, positions_BxQ), None, None, segments_BxQ, positions_BxQ, kernel)
 
 
 def take(x_BxQxD: jax.Array, index_B: jax.Array | None) -> jax.Array:

@@ -23,7 +23,7 @@ class Cache:
     """Keys and values, as an explicit pytree: in and out of every step.
 
     Attributes:
-      trunk: one a layer of the trunk, each [B, K, capacity, C].
+      trunk: one a loop and layer of the trunk, loop by loop, each [B, K, capacity, C].
       heads: one a head that is loaded and has layers of its own, from the first; none for a kind without layers.
       lengths_B: how many positions of each row count; what lies behind them is not read.
     """
@@ -42,7 +42,7 @@ def cache_bytes(config: ModelConfig, *, batch: int, capacity: int, heads: int,
                 dtype: jax.typing.DTypeLike | None = None) -> int:
     """Returns the size of a cache.
 
-    2 (layers of the trunk + heads that are loaded) B K capacity C bytes(dtype) + 4 B, over all devices. A head counts
+    2 (loops x layers of the trunk + heads loaded) B K capacity C bytes(dtype) + 4 B, over all devices. A head counts
     if its kind gives it a layer (of kind "sequential" head 1 has none); of kind "anticausal" all heads are loaded
     whatever `heads` is.
 
@@ -53,7 +53,7 @@ def cache_bytes(config: ModelConfig, *, batch: int, capacity: int, heads: int,
       heads: k, how many heads are used.
       dtype: of keys and values; None: config.dtype.
     """
-    layers = num_trunk_layers(config) + cached_heads(config, heads)
+    layers = config.loops * num_trunk_layers(config) + cached_heads(config, heads)
     size = jnp.dtype(dtype or config.dtype).itemsize
     return 2 * layers * batch * config.kv_heads * capacity * config.attention_head_dim * size + 4 * batch
 

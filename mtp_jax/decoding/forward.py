@@ -14,6 +14,7 @@ from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, fill
 from mtp_jax.decoding.sampling import highest
 from mtp_jax.decoding.tree import Tree
+from mtp_jax.decoding.trunk import Left, run_trunk
 from mtp_jax.decoding.weights import Weights, builders, embed, unembed
 from mtp_jax.model import get_head_kind
 from mtp_jax.model.cached import BlockContext, KeysValues, block_context, prompt_context, take
@@ -62,9 +63,10 @@ class Verified:
     Attributes:
       tokens_BxQ: the block.
       h_BxQxD: states of head 1 after the final norm.
-      trunk: the block's keys and values in each layer of the trunk.
+      trunk: the block's keys and values in each layer of the trunk, loop by loop.
       halfway: what the head kind needs for the drafts.
       context: of the block.
+      left: when positions left a looped trunk; None where all its loops are run.
     """
 
     tokens_BxQ: jax.Array
@@ -72,6 +74,7 @@ class Verified:
     trunk: tuple[KeysValues, ...]
     halfway: Any
     context: BlockContext
+    left: Left | None = None
 
 
 def read_prompt(config: ModelConfig, weights: Weights, tokens_BxP: jax.Array, lengths_B: jax.Array, *, heads: int,
@@ -94,6 +97,14 @@ def read_prompt(config: ModelConfig, weights: Weights, tokens_BxP: jax.Array, le
       logits_BxV of head 1 after the last token, the token chosen, what heads 2..k draft there, and the cache.
     """
     verified = read_rows(config, weights, tokens_BxP, lengths_B, dtype=dtype, kernel=kernel)
+    return after_prompt(config, weights, verified, lengths_B, heads=heads, capacity=capacity, dtype=dtype,
+                        choose=choose)
+
+
+def after_prompt(config: ModelConfig, weights: Weights, verified: Verified, lengths_B: jax.Array, *, heads: int,
+                 capacity: int, dtype: jax.typing.DTypeLike, choose: Callable[[jax.Array], jax.Array]
+                 ) -> tuple[jax.Array, jax.Array, Drafted, Cache]:
+    """Returns what `read_prompt` does, of prompts that `read_rows` has read."""
     last_B = lengths_B - 1
     logits_BxV = unembed(config, weights, take(verified.h_BxQxD, last_B), 1)[:, 0]
     token_B = choose(logits_BxV)
@@ -115,10 +126,11 @@ def read_rows(config: ModelConfig, weights: Weights, tokens_BxP: jax.Array, leng
     """
     context = prompt_context(config, lengths_B, tokens_BxP.shape[1], kernel)
     nothing = (None,) * len(weights.heads)
-    return _verify(config, weights, tokens_BxP, context, (None,) * len(weights.trunk), nothing, dtype)
+    return _verify(config, weights, tokens_BxP, context, (None,) * (config.loops * len(weights.trunk)), nothing, dtype)
 
 
-def verify(config: ModelConfig, weights: Weights, cache: Cache, tokens_BxQ: jax.Array, tree: Tree) -> Verified:
+def verify(config: ModelConfig, weights: Weights, cache: Cache, tokens_BxQ: jax.Array, tree: Tree,
+           running_B: jax.Array | None = None) -> Verified:
     """Runs trunk and head 1 on a block behind the cache.
 
     Args:
@@ -127,11 +139,13 @@ def verify(config: ModelConfig, weights: Weights, cache: Cache, tokens_BxQ: jax.
       cache: the settled tokens.
       tokens_BxQ: one token a node of the tree; the root is the token that follows the cached ones.
       tree: which nodes see which.
+      running_B: rows that anybody needs; of a looped trunk no loop is run for the others alone. None: all.
     """
     positions_BxQ = cache.lengths_B[:, None] + jnp.asarray(np.array(tree.depths, np.int32))[None]
     visible_BxQxQ = jnp.broadcast_to(jnp.asarray(tree.ancestors)[None], (tokens_BxQ.shape[0], tree.size, tree.size))
     context = block_context(config, positions_BxQ, visible_BxQxQ, cache.lengths_B)
-    return _verify(config, weights, tokens_BxQ, context, cache.trunk, _memories(weights, cache), cache_dtype(cache))
+    return _verify(config, weights, tokens_BxQ, context, cache.trunk, _memories(weights, cache), cache_dtype(cache),
+                   running_B)
 
 
 def draft(config: ModelConfig, weights: Weights, verified: Verified, cache: Cache | None, node_B: jax.Array, *,
@@ -227,18 +241,17 @@ def cache_dtype(cache: Cache) -> jnp.dtype:
     return (*cache.trunk, *cache.heads)[0].keys_BxKxSxC.dtype
 
 
-def _verify(config, weights, tokens_BxQ, context, trunk_memories, head_memories, dtype) -> Verified:
+def _verify(config, weights, tokens_BxQ, context, trunk_memories, head_memories, dtype, running_B=None) -> Verified:
     """Runs embedding, trunk and head 1."""
     build, kind = builders(config), get_head_kind(config.head_kind)
-    x_BxQxD = _embed(config, weights, tokens_BxQ)
-    news = []
-    for leaves, memory in zip(weights.trunk, trunk_memories):
-        layer = build.layer(leaves)
-        news.append(layer.keys_values(x_BxQxD, context, dtype))
-        x_BxQxD = layer.extend(x_BxQxD, context, memory, news[-1])
+    counts_BxQ = None if context.segments_BxQ is None else context.segments_BxQ > 0
+    if running_B is not None:
+        counts_BxQ = jnp.broadcast_to(running_B[:, None], tokens_BxQ.shape)
+    z_BxQxD, news, left = run_trunk(config, weights, _embed(config, weights, tokens_BxQ), context, trunk_memories,
+                                    dtype, counts_BxQ)
     h_BxQxD, halfway = kind.first([build.head(leaves) for leaves in weights.heads], build.norm(weights.final_norm),
-                                  x_BxQxD, context, head_memories, dtype)
-    return Verified(tokens_BxQ, h_BxQxD, tuple(news), halfway, context)
+                                  z_BxQxD, context, head_memories, dtype)
+    return Verified(tokens_BxQ, h_BxQxD, news, halfway, context, left)
 
 
 def _embed(config: ModelConfig, weights: Weights, tokens_BxQ: jax.Array) -> jax.Array:

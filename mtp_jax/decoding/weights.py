@@ -29,6 +29,8 @@ class Weights:
       heads: of each head that is loaded and has parameters, from the kind's `first_own` on.
       final_norm: of the final norm.
       unembedding_DxV: one a head, or one for all of them.
+      gate: of a looped trunk, when to leave it; None where there is one loop.
+      exit_threshold: the share of having left at which a position leaves; None: all loops are run.
     """
 
     embedding_VxD: jax.Array
@@ -36,6 +38,8 @@ class Weights:
     heads: tuple[Params, ...]
     final_norm: Params
     unembedding_DxV: tuple[jax.Array, ...]
+    gate: Params | None = None
+    exit_threshold: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
       layout: mesh and rules; None: one device.
 
     Returns:
-      The weights, in `config.dtype` but for the scales of norms, which keep theirs.
+      The weights, in `config.dtype` but for the scales of norms and the exit gate, which keep theirs.
     """
     config, kind = spec.config, get_head_kind(spec.config.head_kind)
     loaded = kind.loaded(config.num_heads, heads)
@@ -81,14 +85,14 @@ def unstack(spec: ModelSpec, params: Params, *, heads: int, layout: Layout | Non
 
     def build(params: Params) -> Weights:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params)
+            lambda path, x: x if path[-1].key == "scale" or path[0].key == "gate" else x.astype(config.dtype), params)
         embedding_VxD = params["embedding"]["embedding"]
         kernel = embedding_VxD if config.tie_embedding else params["unembedding"]["kernel"]
         # Transposed: with the vocabulary last, a product of few rows takes half the time on CPU.
         matrices = tuple(kernel[i] for i in range(loaded)) if kernel.ndim == 3 else (kernel,)
         return Weights(embedding_VxD, split(params["trunk"], num_trunk_layers(config)) if "trunk" in params else (),
                        split(params.get("heads", {}), kind.own(loaded)), params["final_norm"],
-                       tuple(matrix.T for matrix in matrices))
+                       tuple(matrix.T for matrix in matrices), params.get("gate"))
 
     if layout is None:
         return jax.jit(build)(params)
@@ -121,7 +125,7 @@ def _shardings(spec: ModelSpec, loaded: int, layout: Layout) -> Weights:
     matrices: Any = (layout.sharding(("embed", "vocab")),) * (loaded if spec.config.unembedding == "replicated" else 1)
     own = get_head_kind(spec.config.head_kind).own(loaded)
     return Weights(lay("embedding", False)["embedding"], trunk, (lay("heads", True),) * own if own else (),
-                   lay("final_norm", False), matrices)
+                   lay("final_norm", False), matrices, lay("gate", False) if "gate" in spec.axes else None)
 
 
 def first_heads(config: ModelConfig, weights: Weights, heads: int) -> Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax.config import ModelConfig
+from mtp_jax.model.exit_gate import ExitGate
 from mtp_jax.model.heads import get_head_kind
 from mtp_jax.model.layers import Block, RMSNorm, RowContext, parameter, row_context
 from mtp_jax.model.stacks import PLAIN, Execution, checkpoint, scan, split_module
@@ -77,25 +79,60 @@ class MultiTokenLM(nnx.Module):
         self.final_norm = RMSNorm(config, rngs)
         if not config.tie_embedding:
             self.unembedding = Unembedding(config, rngs)
+        if config.loops > 1:
+            if not num_trunk_layers(config):
+                raise ValueError(f"model.loops={config.loops} runs the trunk's layers, and this model has none: raise "
+                                 "model.num_layers.")
+            self.gate = ExitGate(config)
 
     def unembedding_matrix(self) -> jax.Array:
         """Returns the logit vectors in the parameters' dtype: [V, D] or, replicated, [N, V, D]."""
         return (self.embedding.embedding if self.config.tie_embedding else self.unembedding.kernel)[...]
 
-    def run_trunk(self, tokens_BxL: jax.Array, context: RowContext, execution: Execution) -> jax.Array:
-        """Returns z_BxLxD, the trunk's output before any head or norm."""
-        h_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "residual", None)
-        if not num_trunk_layers(self.config):
-            return h_BxLxD
-        build, stacked = split_module(self.trunk)
-        layer = checkpoint(lambda leaves, h_BxLxD: build(leaves)(h_BxLxD, context), execution.remat)
-        h_BxLxD, _ = scan(lambda h_BxLxD, leaves: (layer(leaves, h_BxLxD), None), h_BxLxD, stacked, execution.unroll)
-        return h_BxLxD
+    def run_trunk(self, tokens_BxL: jax.Array, context: RowContext, execution: Execution,
+                  each: Callable[[jax.Array, jax.Array | None], Any] | None = None) -> tuple[jax.Array, Any]:
+        """Runs embedding and trunk.
+
+        A looped trunk (Zhu et al. 2025, section 3) runs the same layers again on what they made, normed:
+        x_0 = embedding, z_t = layers(x_(t-1)), x_t = norm(z_t). The heads read z_t, as that of a plain trunk, which is
+        one loop; the gate reads x_t.
+
+        Args:
+          tokens_BxL: ids.
+          context: of the rows.
+          execution: how to run stacks.
+          each: what is wanted of every loop: called with z_t and the gate's logits (None where the model has no gate).
+
+        Returns:
+          z_BxLxD after the last loop, before any head or norm; and what `each` returned, stacked over the loops.
+        """
+        x_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "residual", None)
+
+        def layers(x_BxLxD: jax.Array) -> jax.Array:
+            if not num_trunk_layers(self.config):
+                return x_BxLxD
+            build, stacked = split_module(self.trunk)
+            layer = checkpoint(lambda leaves, h_BxLxD: build(leaves)(h_BxLxD, context), execution.remat)
+            return scan(lambda h_BxLxD, leaves: (layer(leaves, h_BxLxD), None), x_BxLxD, stacked, execution.unroll)[0]
+
+        if self.config.loops == 1:
+            z_BxLxD = layers(x_BxLxD)
+            made = None if each is None else jax.tree.map(lambda x: x[None], each(z_BxLxD, None))
+            return z_BxLxD, made
+
+        def loop(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
+            del number
+            z_BxLxD = layers(carry[0])
+            x_BxLxD = self.final_norm(z_BxLxD)
+            return (x_BxLxD, z_BxLxD), None if each is None else each(z_BxLxD, self.gate(x_BxLxD))
+
+        (_, z_BxLxD), made = scan(loop, (x_BxLxD, x_BxLxD), jnp.arange(self.config.loops), execution.unroll)
+        return z_BxLxD, made
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, positions_BxL: jax.Array, *,
                  weights_N: jax.Array | None = None, detach_trunk: bool = False,
                  execution: Execution = PLAIN) -> jax.Array:
-        """Runs trunk and heads.
+        """Runs trunk and heads; a looped trunk to its last loop.
 
         Args:
           tokens_BxL: token ids, int32.
@@ -108,10 +145,29 @@ class MultiTokenLM(nnx.Module):
         Returns:
           h_NxBxLxD after the final norm, to be multiplied by `unembedding_matrix`.
         """
+        context = row_context(self.config, segments_BxL, positions_BxL, execution.kernel)
+        z_BxLxD, _ = self.run_trunk(tokens_BxL, context, execution)
+        return self._heads(tokens_BxL, context, weights_N, detach_trunk, execution)(z_BxLxD)
+
+    def every_loop(self, tokens_BxL: jax.Array, segments_BxL: jax.Array, positions_BxL: jax.Array, *,
+                   weights_N: jax.Array | None = None, detach_trunk: bool = False,
+                   execution: Execution = PLAIN) -> tuple[jax.Array, jax.Array]:
+        """Runs the heads after every loop of a looped trunk; arguments as `__call__`.
+
+        Returns:
+          h_NxBxTxLxD after the final norm, and the gate's logits gate_TxBxL.
+        """
+        context = row_context(self.config, segments_BxL, positions_BxL, execution.kernel)
+        heads = self._heads(tokens_BxL, context, weights_N, detach_trunk, execution)
+        _, (h_TxNxBxLxD, gate_TxBxL) = self.run_trunk(tokens_BxL, context, execution, lambda z, gate: (heads(z), gate))
+        h_NxBxTxLxD = jnp.moveaxis(h_TxNxBxLxD, 0, 2)
+        return constrain(h_NxBxTxLxD, "pred_heads", "batch", None, "length", None), gate_TxBxL
+
+    def _heads(self, tokens_BxL: jax.Array, context: RowContext, weights_N: jax.Array | None, detach_trunk: bool,
+               execution: Execution) -> Callable[[jax.Array], jax.Array]:
+        """Returns the function from the trunk's output to h_NxBxLxD."""
         kind = get_head_kind(self.config.head_kind)
         N = self.config.num_heads
-        context = row_context(self.config, segments_BxL, positions_BxL, execution.kernel)
-        z_BxLxD = self.run_trunk(tokens_BxL, context, execution)
         active_N = kind.active(jnp.ones(N) if weights_N is None else weights_N)
 
         def ahead(places: jax.typing.ArrayLike) -> jax.Array:
@@ -120,9 +176,12 @@ class MultiTokenLM(nnx.Module):
             shifted_BxL = jax.lax.dynamic_slice_in_dim(whole_BxE, places, tokens_BxL.shape[1], axis=1)
             return constrain(self.embedding(constrain(shifted_BxL, "batch", "length")), "batch", "residual", None)
 
-        h_NxBxLxD = kind(self.heads, self.final_norm, z_BxLxD, context, active_N=active_N,
-                         gates_N=kind.detached_gates(N) if detach_trunk else None, execution=execution, ahead=ahead)
-        return constrain(h_NxBxLxD, "pred_heads", "batch", "length", None)
+        def heads(z_BxLxD: jax.Array) -> jax.Array:
+            h_NxBxLxD = kind(self.heads, self.final_norm, z_BxLxD, context, active_N=active_N,
+                             gates_N=kind.detached_gates(N) if detach_trunk else None, execution=execution, ahead=ahead)
+            return constrain(h_NxBxLxD, "pred_heads", "batch", "length", None)
+
+        return heads
 
     def logits(self, h_NxBxLxD: jax.Array) -> jax.Array:
         """Returns the logits of all heads, [N, B, L, V] in fp32; ids past `vocab_size` have -inf.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from mtp_jax.model.primitives import project, rms_norm, rotary, rotary_angles, s
 from mtp_jax.parallel import constrain
 
 Stack = tuple[tuple[str, int], ...]
+OnGate = Callable[[jax.Array], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -139,25 +141,35 @@ class MLP(nnx.Module):
         self.up = parameter(rngs, config, stack, (D, F), ("embed", "mlp"), config.init_std)
         self.down = parameter(rngs, config, stack, (F, D), ("mlp", "embed"), output_std(config))
 
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, on_gate: OnGate | None = None) -> jax.Array:
+        """Runs it; `on_gate`: what to make of silu(gate x), [B, L, F], before the product with up x."""
         gate_BxLxF = project(x_BxLxD, self.gate[...])
         up_BxLxF = project(x_BxLxD, self.up[...])
-        inner_BxLxF = constrain(swiglu(gate_BxLxF, up_BxLxF), "batch", "length", "mlp")
-        return project(inner_BxLxF, self.down[...])
+        if on_gate is None:
+            inner_BxLxF = swiglu(gate_BxLxF, up_BxLxF)
+        else:
+            inner_BxLxF = on_gate(gate_BxLxF * jax.nn.sigmoid(gate_BxLxF)) * up_BxLxF
+        return project(constrain(inner_BxLxF, "batch", "length", "mlp"), self.down[...])
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer layer; with `stack`, the parameters of several."""
+    """One pre-norm transformer layer; with `stack`, the parameters of several.
+
+    With `sandwich_norm` what attention and MLP add to the residual stream is normed, too.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: Stack = ()):
         self.attention_norm = RMSNorm(config, rngs, stack)
         self.attention = Attention(config, rngs, stack)
         self.mlp_norm = RMSNorm(config, rngs, stack)
         self.mlp = MLP(config, rngs, stack)
+        self.sandwich_norm = config.sandwich_norm
+        if config.sandwich_norm:
+            self.attention_out_norm = RMSNorm(config, rngs, stack)
+            self.mlp_out_norm = RMSNorm(config, rngs, stack)
 
     def __call__(self, x_BxLxD: jax.Array, context: RowContext) -> jax.Array:
-        x_BxLxD = x_BxLxD + self.attention(self.attention_norm(x_BxLxD), context)
-        return self._finish(x_BxLxD)
+        return self._finish(x_BxLxD, self.attention(self.attention_norm(x_BxLxD), context))
 
     def keys_values(self, x_BxQxD: jax.Array, context: BlockContext, dtype: jax.typing.DTypeLike) -> KeysValues:
         """Returns what later positions will read of a block of new ones.
@@ -172,8 +184,8 @@ class Block(nnx.Module):
                                                           context.sin_BxQxC)
         return KeysValues(jnp.swapaxes(k_BxQxKxC, 1, 2).astype(dtype), jnp.swapaxes(v_BxQxKxC, 1, 2).astype(dtype))
 
-    def extend(self, x_BxRxD: jax.Array, context: BlockContext, memory: KeysValues | None, new: KeysValues
-               ) -> jax.Array:
+    def extend(self, x_BxRxD: jax.Array, context: BlockContext, memory: KeysValues | None, new: KeysValues,
+               on_gate: OnGate | None = None) -> jax.Array:
         """Runs the layer on positions of a block behind cached ones.
 
         Args:
@@ -181,13 +193,17 @@ class Block(nnx.Module):
           context: of these R positions (`BlockContext.at`).
           memory: what the layer has cached; None: nothing.
           new: keys and values of all Q positions of the block, from `keys_values`.
+          on_gate: see `MLP`.
 
         Returns:
           The layer's output at the R positions, [B, R, D].
         """
-        return self._finish(x_BxRxD + self.attention.extend(self.attention_norm(x_BxRxD), context, memory, new))
+        attended_BxRxD = self.attention.extend(self.attention_norm(x_BxRxD), context, memory, new)
+        return self._finish(x_BxRxD, attended_BxRxD, on_gate)
 
-    def _finish(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Adds the MLP."""
-        x_BxLxD = x_BxLxD + self.mlp(self.mlp_norm(x_BxLxD))
+    def _finish(self, x_BxLxD: jax.Array, attended_BxLxD: jax.Array, on_gate: OnGate | None = None) -> jax.Array:
+        """Adds what attention returned, then the MLP."""
+        x_BxLxD = x_BxLxD + (self.attention_out_norm(attended_BxLxD) if self.sandwich_norm else attended_BxLxD)
+        inner_BxLxD = self.mlp(self.mlp_norm(x_BxLxD), on_gate)
+        x_BxLxD = x_BxLxD + (self.mlp_out_norm(inner_BxLxD) if self.sandwich_norm else inner_BxLxD)
         return constrain(x_BxLxD, "batch", "residual", None)

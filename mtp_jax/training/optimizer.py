@@ -47,12 +47,13 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
 
     Args:
       config: the optimizer's section.
-      axes: logical axes of the parameters that train; norms have the axis "norm" and do not decay.
+      axes: logical axes of the parameters that train; norms have the axis "norm" and do not decay,
+        nor do single numbers, which have none.
     """
     stages = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     stages.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
     if config.weight_decay:
-        decays = nest({path: "norm" not in names for path, names in flatten_params(axes).items()})
+        decays = nest({path: bool(names) and "norm" not in names for path, names in flatten_params(axes).items()})
         stages.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
     inner = optax.chain(*stages)
 
@@ -75,7 +76,7 @@ def rest_idle_heads(updates: Params, axes: Params, *, needed_N: jax.Array, weigh
     flat_axes = flatten_params(axes)
 
     def rest(path: str, update: jax.Array) -> jax.Array:
-        if flat_axes[path][0] != "pred_heads":
+        if flat_axes[path][:1] != ("pred_heads",):
             return update
         active_N = weighted_N if path.startswith("unembedding/") else needed_N
         active_N = active_N[active_N.shape[0] - update.shape[0]:]  # head 1 may have no entry (`HeadKind.first_own`)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax.data.tokenizer import Tokenizer
-from mtp_jax.decoding import DecodingModel, generate
+from mtp_jax.decoding import DecodingModel, Generation, generate
 from mtp_jax.evaluation.progress_file import ProgressFile
 from mtp_jax.evaluation.request import Request
 
@@ -162,6 +162,17 @@ def run_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndar
 
     The batch is filled up to `size` with its first row, so that all batches share one program.
     """
+    texts, result = write_batch(model, tokenizer, rows, temperature, drawing, size, seed=seed)
+    produced, forwards = result.produced[:len(rows)], result.forwards[:len(rows)]
+    return texts, (int(produced.sum()), int(forwards.sum()), result.seconds)
+
+
+def write_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray], temperature: float,
+                drawing: Drawing, size: int, *, seed: int) -> tuple[list[str], Generation]:
+    """Returns the completions of one batch, up to the first stop sequence, and what was generated for them.
+
+    Rows of the generation beyond those given fill the batch up, and mean nothing.
+    """
     filled = [row.tolist() for row in rows] + [rows[0][:1].tolist()] * (size - len(rows))
     ids: list[list[int]] = [[] for _ in range(size)]
 
@@ -177,6 +188,4 @@ def run_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndar
                       top_p=drawing.top_p if temperature else 1.0, seed=seed,
                       on_tokens=enough if drawing.stop or size > len(rows) else None, stream_every=STRETCH)
     assert result.text is not None
-    produced, forwards = result.produced[:len(rows)], result.forwards[:len(rows)]
-    return ([cut(text, drawing.stop) for text in result.text[:len(rows)]],
-            (int(produced.sum()), int(forwards.sum()), result.seconds))
+    return [cut(text, drawing.stop) for text in result.text[:len(rows)]], result

@@ -67,7 +67,7 @@ class Induction(Task):
         model = request.model
         if model.tokenizer is None:
             raise ValueError("The model has no tokenizer: load it from its workdir.")
-        stories = self._stories(request, model.tokenizer)
+        stories = self.stories(request, model.tokenizer)
         rows = [row for number, (_, mentions) in enumerate(stories) for row in cut(mentions, model, number)]
         if not any(len(row.known) for row in rows):
             raise ValueError("No story has a name that comes twice within the window: give more stories, or a longer "
@@ -81,7 +81,7 @@ class Induction(Task):
         return Result(self.name, self._metrics(request, counts, curve), _samples(stories, counts),
                       {"task": self.name, **request.settings()})
 
-    def _stories(self, request: Request, tokenizer: Tokenizer) -> list[tuple[str, Mentions]]:
+    def stories(self, request: Request, tokenizer: Tokenizer) -> list[tuple[str, Mentions]]:
         """Returns (name, story) of held-out stories with names that no story for training has."""
         count, run = request.option("stories"), request.run_config() if request.config.workdir else None
         if request.data is None and run is not None and run.data.source == "made_stories":

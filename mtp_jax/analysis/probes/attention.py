@@ -11,7 +11,6 @@ layer is given. It ends there: layers behind it are not run, and no other layer'
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -88,14 +87,12 @@ def record(model: DecodingModel, rows_BxL: Sequence[Sequence[int]] | np.ndarray,
     call = call_number(model, site)
     rows_BxL = _checked(model, rows_BxL)
     B, L = rows_BxL.shape
-    # As decoding pads, so that conditions of like length share a program: padding stands behind and is seen by none.
+    # As decoding pads, so that conditions of like length share what is compiled: padding stands behind, seen by none.
     tokens = np.zeros((-(-B // model.rows_multiple) * model.rows_multiple, bucket(model, L)), np.int32)
     tokens[:B, :L] = rows_BxL
     lengths = np.full(len(tokens), L, np.int32)
-    key = ("attention", site, tokens.shape)
-    if key not in model.programs:
-        model.programs[key] = jax.jit(functools.partial(_read, model, site, call))
-    arrays = [np.asarray(x)[:B] for x in model.programs[key](model.weights, tokens, lengths)]
+    weights = dataclasses.replace(model.weights, exit_threshold=None)  # all loops, for every position
+    arrays = [np.asarray(x)[:B] for x in _read(model, site, call, weights, tokens, lengths)]
     if not np.isfinite(arrays[0]).all():
         raise ValueError(f"The attention weights of {site} are NaN: training has diverged. Take the checkpoint of an "
                          "earlier step.")
@@ -186,17 +183,23 @@ class _Found(Exception):
 
 def _read(model: DecodingModel, site: Site, call: int, weights: Weights, tokens_BxL: jax.Array, lengths_B: jax.Array
           ) -> tuple[jax.Array, ...]:
-    """Returns weights, queries, keys and values of the site; traced once, so the counting is done by then."""
+    """Returns weights, queries, keys and values of the site.
+
+    Run as it stands, not compiled as a whole: layers share their operations, so another site costs no compiling.
+    """
     config = model.config if site.loop is None else dataclasses.replace(model.config, loops=site.loop)
     kernel = resolve_kernel("auto", model.platform, seq_len=tokens_BxL.shape[1], head_dim=config.attention_head_dim,
                             dtype=config.dtype)
+    attend = model.programs.setdefault(("attention", kernel), jax.jit(
+        lambda q, k, v, segments: KERNELS[kernel](q, k, v, segments, model.layout)))
     calls = 0
 
     def recorder(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, segments_BxL, layout):
         nonlocal calls
+        del layout  # the model's
         calls += 1
         if calls <= call:
-            return KERNELS[kernel](q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, segments_BxL, layout)
+            return attend(q_BxLxAxC, k_BxLxKxC, v_BxLxKxC, segments_BxL)
         shared = q_BxLxAxC.shape[2] // k_BxLxKxC.shape[2]
         q_BxLxC = q_BxLxAxC[:, :, site.head]
         k_BxLxC, v_BxLxC = (x[:, :, site.head // shared] for x in (k_BxLxKxC, v_BxLxKxC))

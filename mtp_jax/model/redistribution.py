@@ -90,6 +90,7 @@ class Redistribution:
                    np.asarray(seed, np.uint32), mode, statistics, noise, percentile_of)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """What the module reads off activations [..., F]; each [..., 1], or scalars in three axes for "tensor".

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.weights import Weights, builders
 from mtp_jax.model.cached import BlockContext, KeysValues
+from mtp_jax.model.redistribution import gate_function
 
 LoopKeysValues = tuple[KeysValues, ...]  # one a layer
 
@@ -60,12 +61,14 @@ def run_trunk(config: ModelConfig, weights: Weights, x_BxQxD: jax.Array, context
              ) -> tuple[jax.Array, LoopKeysValues]:
         """Runs the layers once; where `here_BxQ` is False the keys and values stay those of the loop before."""
         news: list[KeysValues] = []
+        on_gate = gate_function(weights.redistribution, context.positions_BxQ, counts_BxQ, loop)
         for number, layer in enumerate(layers):
             new = layer.keys_values(x_BxQxD, context, dtype)
             if here_BxQ is not None:
                 here_Bx1xQx1 = here_BxQ[:, None, :, None]
                 new = jax.tree.map(lambda new, old: jnp.where(here_Bx1xQx1, new, old), new, before[number])  # noqa: B023
-            x_BxQxD = layer.extend(x_BxQxD, context, memories[loop * len(layers) + number], new)
+            x_BxQxD = layer.extend(x_BxQxD, context, memories[loop * len(layers) + number], new,
+                                   on_gate if number == 0 else None)
             news.append(new)
         return x_BxQxD, tuple(news)
 

@@ -14,6 +14,7 @@ from flax import nnx
 from mtp_jax.config import ModelConfig
 from mtp_jax.model import ModelSpec, get_head_kind, num_trunk_layers
 from mtp_jax.model.language_model import Params
+from mtp_jax.model.redistribution import Redistribution
 from mtp_jax.model.stacks import split_module
 from mtp_jax.parallel import Layout
 
@@ -31,6 +32,7 @@ class Weights:
       unembedding_DxV: one a head, or one for all of them.
       gate: of a looped trunk, when to leave it; None where there is one loop.
       exit_threshold: the share of having left at which a position leaves; None: all loops are run.
+      redistribution: of the first layer's activations; None: they stay as they are.
     """
 
     embedding_VxD: jax.Array
@@ -40,6 +42,7 @@ class Weights:
     unembedding_DxV: tuple[jax.Array, ...]
     gate: Params | None = None
     exit_threshold: jax.Array | None = None
+    redistribution: Redistribution | None = None
 
 
 @dataclasses.dataclass(frozen=True)

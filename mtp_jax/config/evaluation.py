@@ -29,6 +29,10 @@ class EvaluationConfig:
     seed: int = flag(0, "Of the draws and of the intervals.")
     heads: int | None = flag(None, "Heads to draft with; 1 decodes without drafts. Changes the speed alone. Default: "
                              "all.")
+    exit_threshold: float | None = flag(
+        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
+        "have left is at least this, in (0, 1]; lower is faster and worse. Default: all loops.")
+    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
     batch_size: int = flag(32, "Rows that are generated, or read, together.")
     window: int | None = flag(None, "Tokens of context, prompt and new ones. Default: what the run was trained on.")
     mesh: str = flag("", "Devices, such as data:2,tensor:2 (see config.parallel.mesh). Default: one device.")

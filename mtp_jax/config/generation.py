@@ -34,6 +34,10 @@ class GenerationConfig:
                          "lossless: the text differs from what the model alone would write.")
     typical_epsilon: float = flag(0.09, "--typical accepts a draft whose probability is above this, or above ...")
     typical_delta: float = flag(0.3, "... this times exp(-entropy), where that is less.")
+    exit_threshold: float | None = flag(
+        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
+        "have left is at least this, in (0, 1]; lower is faster, and not the same text. Default: all loops.")
+    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
     seed: int = flag(0, "Of the draws; the same seed gives the same text.")
     stop: tuple[str, ...] = flag((), "End before this token: its id, or a text that is one token. May be repeated. "
                                  "Default: the tokenizer's EOS, which is given by its id beside others.")

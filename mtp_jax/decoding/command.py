@@ -69,7 +69,8 @@ def _run(config: GenerationConfig) -> None:
     everything = config.calibrate or config.heads == "auto"
     model = load_model(config.workdir, heads=None if everything or not config.heads else int(config.heads),
                        window=config.window, mesh=config.mesh or None, cache_dtype=config.cache_dtype or None,
-                       tokenizer=config.tokenizer or None, step=config.step)
+                       tokenizer=config.tokenizer or None, step=config.step, exit_threshold=config.exit_threshold,
+                       loops=config.loops)
     if config.heads not in ("", "auto"):  # with --calibrate all are loaded, whatever --heads is
         check_heads(int(config.heads), model.heads)
     tokenizer = cast(Tokenizer, model.tokenizer)  # load_model has one or raises
@@ -186,6 +187,7 @@ def summary(result: Generation) -> str:
     ends = ", ".join(f"{name} {result.finished.count(name)}" for name in dict.fromkeys(result.finished))
     return (f"{stats['tokens']} tokens in {stats['forwards']} forwards ({stats['tokens_per_forward']:.2f} a forward), "
             f"{stats['seconds']:.2f} s: {stats['tokens_per_second']:,.0f} tokens/s"
+            + (f"; {stats['loops_per_token']:.2f} loops a token" if "loops_per_token" in stats else "")
             + (f"; accepted at draft 1, 2, ...: {accepted}" if accepted else "") + f"; ended by {ends}")
 
 

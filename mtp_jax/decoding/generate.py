@@ -19,7 +19,7 @@ import numpy as np
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding import loop
 from mtp_jax.decoding.generation import Generation
-from mtp_jax.decoding.model import DecodingModel, check_branches, check_heads
+from mtp_jax.decoding.model import DecodingModel, check_branches, check_heads, check_redistribution
 from mtp_jax.decoding.sampling import Sampling, make_sampling
 from mtp_jax.decoding.tree import Tree
 from mtp_jax.decoding.weights import Weights, first_heads
@@ -130,6 +130,7 @@ def compiled(model: DecodingModel, tree: Tree, prompt_shape: tuple[int, int], ca
     """
     config, (B, P) = model.config, prompt_shape
     weights = first_heads(config, model.weights, tree.heads)
+    check_redistribution(weights.redistribution, nodes=tree.size, rows=B)
     kernel = resolve_kernel("auto", model.platform, seq_len=P, head_dim=config.attention_head_dim, dtype=config.dtype)
     tokens = jax.ShapeDtypeStruct((B, P), np.int32)
     lengths = jax.ShapeDtypeStruct((B,), np.int32)
@@ -146,7 +147,9 @@ def compiled(model: DecodingModel, tree: Tree, prompt_shape: tuple[int, int], ca
         with use_layout(model.layout):
             return loop.run(config, tree, weights, state, request, max_blocks)
 
-    shapes = (B, capacity, stop_ids)
+    # Of these settings the values are arrays; what is static in them makes another program.
+    settings = jax.tree.structure((weights.exit_threshold, weights.redistribution))
+    shapes = (B, capacity, stop_ids, settings)
     if ("start", P, line, *shapes) not in model.programs:
         lowered = jax.jit(start).lower(weights, tokens, lengths, request)
         model.programs["start", P, line, *shapes] = lowered.compile(), lowered.out_info
@@ -321,6 +324,9 @@ def _collect(model: DecodingModel, tree: Tree, rows: Sequence[np.ndarray], state
         drafted_by=[by_BxT[b, :lengths[b]].copy() for b in range(count)], finished=finished, heads=tree.heads,
         forwards=blocks + 1, blocks=blocks, accepted=np.asarray(state.accepted_BxJ)[:count],
         produced=np.asarray(state.produced_B)[:count], seconds=seconds, prompt_seconds=prompt_seconds,
+        trunk_loops=model.config.loops,
+        token_loops=None if state.loops is None else np.asarray(state.loops.of_tokens_B)[:count],
+        loops_run=None if state.loops is None else int(state.loops.run),
         text=None if model.tokenizer is None else [_text(model.tokenizer, *pair) for pair in zip(rows, tokens)])
 
 

@@ -25,6 +25,10 @@ class Generation:
       produced: new tokens of each row, [B]; a stop token counts.
       seconds: time of the device for prompts and loop; compiling does not count.
       prompt_seconds: the part of it that went into the prompts.
+      trunk_loops: most loops of the trunk; 1 for a plain one.
+      token_loops: with early exit, loops after which the positions left that chose each row's new tokens, added up,
+        [B]; None: all loops were run.
+      loops_run: with early exit, loops that the batch ran, its prompts' forward and all blocks together.
       text: of each row; None without a tokenizer.
     """
 
@@ -39,6 +43,9 @@ class Generation:
     produced: np.ndarray
     seconds: float
     prompt_seconds: float
+    trunk_loops: int = 1
+    token_loops: np.ndarray | None = None
+    loops_run: int | None = None
     text: list[str] | None = None
 
     @property
@@ -57,8 +64,20 @@ class Generation:
         """New tokens of all rows over seconds."""
         return float(self.produced.sum() / self.seconds)
 
+    @property
+    def loops_per_token(self) -> float:
+        """Loops of the trunk after which a new token was chosen, mean over all of them."""
+        return float(self.trunk_loops if self.token_loops is None else self.token_loops.sum() / self.produced.sum())
+
+    @property
+    def loops_per_forward(self) -> float:
+        """Loops that a forward of the batch ran, mean over them: as many as its slowest position, drafts counted."""
+        return float(self.trunk_loops if self.loops_run is None else self.loops_run / self.forwards.max())
+
     def stats(self) -> dict[str, Any]:
         """Returns what `generate --stats` writes."""
+        loops = {"loops_per_token": self.loops_per_token, "loops_per_forward": self.loops_per_forward}
         return {"tokens": int(self.produced.sum()), "forwards": int(self.forwards.sum()),
                 "tokens_per_forward": self.tokens_per_forward, "seconds": self.seconds,
-                "tokens_per_second": self.tokens_per_second, "acceptance": self.acceptance}
+                "tokens_per_second": self.tokens_per_second, "acceptance": self.acceptance,
+                **(loops if self.trunk_loops > 1 else {})}

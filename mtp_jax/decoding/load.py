@@ -15,9 +15,10 @@ from mtp_jax.checkpoints.reading import finished_steps
 from mtp_jax.config import Config, from_dict
 from mtp_jax.data.sources.paths import nearest_sibling
 from mtp_jax.data.tokenizer import Tokenizer, build_tokenizer
-from mtp_jax.decoding.model import DecodingModel, check_use
+from mtp_jax.decoding.model import DecodingModel, check_loops, check_use
 from mtp_jax.model import ModelSpec
 from mtp_jax.model.heads import get_head_kind
+from mtp_jax.model.redistribution import Redistribution
 from mtp_jax.parallel import Layout, make_mesh
 from mtp_jax.training import workdir as workdirs
 from mtp_jax.training.state import flatten_params
@@ -27,7 +28,8 @@ _told: set[str] = set()  # workdirs whose lack of a tokenizer's hash was told
 
 def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int | None = None,
                mesh: str | None = None, cache_dtype: str | None = None, tokenizer: str | Tokenizer | None = None,
-               step: int | None = None) -> DecodingModel:
+               step: int | None = None, exit_threshold: float | None = None, loops: int | None = None,
+               redistribution: Redistribution | None = None) -> DecodingModel:
     """Reads a trained model for decoding.
 
     Heads that are not asked for are neither read nor held, nor is the optimizer's state. (Anticausal heads stack from
@@ -41,6 +43,10 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
       cache_dtype: "float32" or "bfloat16", what keys and values are kept in. None: the model's own dtype.
       tokenizer: where the run's tokenizer lies now, or the tokenizer itself. None: where data.tokenizer says.
       step: of the checkpoint. None: the newest undamaged one.
+      exit_threshold: of a looped trunk: each position leaves it after the first loop in which the exit gate's
+        probability to have left is at least this, in (0, 1]. None: all loops are run, the gate is not asked.
+      loops: of a looped trunk, how many loops to run at most. None: all that it was trained with.
+      redistribution: of the first layer's activations (mtp_jax/model/redistribution.py). None: they stay as they are.
 
     Returns:
       The model, ready for `generate`.
@@ -56,6 +62,7 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
     heads = config.model.num_heads if heads is None else heads
     window = config.data.seq_len if window is None else window
     check_use(config.model, heads=heads, window=window, cache_dtype=cache_dtype or config.model.dtype)
+    check_loops(config.model, loops=loops, exit_threshold=exit_threshold)
     if window > config.data.seq_len:
         logging.warning("window=%d is longer than the %d tokens of context that %s was trained on: what comes after "
                         "those may be poor.", window, config.data.seq_len, folder)
@@ -69,8 +76,9 @@ def load_model(workdir: epath.PathLike, *, heads: int | None = None, window: int
         remedy=f"{folder / workdirs.CONFIG_FILE} tells of another model: restore the one that training wrote, or "
                "delete it, for the checkpoints hold the same settings.")
     model = DecodingModel.from_params(spec, source.params, heads=heads, tokenizer=run.tokenizer, window=window,
-                                      layout=layout, cache_dtype=cache_dtype)
-    return dataclasses.replace(model, source=os.fspath(folder), step=source.step)
+                                      layout=layout, cache_dtype=cache_dtype, exit_threshold=exit_threshold,
+                                      loops=loops)
+    return dataclasses.replace(model.redistributing(redistribution), source=os.fspath(folder), step=source.step)
 
 
 @dataclasses.dataclass(frozen=True)

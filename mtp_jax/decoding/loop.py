@@ -15,7 +15,7 @@ import numpy as np
 
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.cache import Cache, write
-from mtp_jax.decoding.forward import cache_dtype, draft, draft_logits, read_prompt, settled, verify
+from mtp_jax.decoding.forward import after_prompt, cache_dtype, draft, draft_logits, read_rows, settled, verify
 from mtp_jax.decoding.sampling import GREEDY, Sampling
 from mtp_jax.decoding.speculative import Candidates, accept, as_they_are, node_tokens, propose
 from mtp_jax.decoding.tree import Tree
@@ -46,6 +46,20 @@ class Request:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Loops:
+    """What early exit of a looped trunk has come to.
+
+    Attributes:
+      of_tokens_B: loops after which the positions left that chose the new tokens, added up.
+      run: loops that were run, prompts and blocks together; a batch's forward runs as many as its slowest position.
+    """
+
+    of_tokens_B: jax.Array
+    run: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class State:
     """Where generation stands.
 
@@ -60,6 +74,7 @@ class State:
       status_B: RUNNING, STOPPED (a stop token is its last) or FULL (the limit).
       blocks_B: forwards of blocks in which the row took part.
       accepted_BxJ: in how many of them at least 1, 2, .. drafts went into the text.
+      loops: None where positions do not leave early.
     """
 
     cache: Cache
@@ -71,6 +86,7 @@ class State:
     status_B: jax.Array
     blocks_B: jax.Array
     accepted_BxJ: jax.Array
+    loops: Loops | None = None
 
 
 def start(config: ModelConfig, tree: Tree, capacity: int, dtype: jax.typing.DTypeLike, kernel: str, weights: Weights,
@@ -96,14 +112,19 @@ def start(config: ModelConfig, tree: Tree, capacity: int, dtype: jax.typing.DTyp
         return accept(ROOT, tokens_BxP[:, :1], logits_BxV[:, None], nothing, request.sampling,
                       _block_keys(request.key_B, jnp.zeros(B, jnp.int32))).token_B
 
-    _, first_B, drafted, cache = read_prompt(config, weights, tokens_BxP, lengths_B, heads=tree.heads,
-                                             capacity=capacity, dtype=dtype, kernel=kernel, choose=choose)
+    verified = read_rows(config, weights, tokens_BxP, lengths_B, dtype=dtype, kernel=kernel)
+    _, first_B, drafted, cache = after_prompt(config, weights, verified, lengths_B, heads=tree.heads, capacity=capacity,
+                                              dtype=dtype, choose=choose)
     zeros_B = jnp.zeros(B, jnp.int32)
+    left_BxK = loops = None
+    if verified.left is not None:
+        last_Bx1 = jnp.take_along_axis(verified.left.after_BxQ, lengths_B[:, None] - 1, axis=1)
+        left_BxK, loops = jnp.pad(last_Bx1, ((0, 0), (0, tree.heads - 1))), Loops(zeros_B, verified.left.run)
     state = State(cache, first_B, drafted.drafts, jnp.zeros((B, capacity), jnp.int32),
                   jnp.zeros((B, capacity), jnp.int8), zeros_B, jnp.where(request.limits_B > 0, RUNNING, FULL), zeros_B,
-                  jnp.zeros((B, tree.depth), jnp.int32))
+                  jnp.zeros((B, tree.depth), jnp.int32), loops)
     line_BxK = jnp.zeros((B, tree.heads), jnp.int32).at[:, 0].set(first_B)
-    return _emit(state, request, line_BxK, zeros_B)
+    return _emit(state, request, line_BxK, zeros_B, left_BxK)
 
 
 def run(config: ModelConfig, tree: Tree, weights: Weights, state: State, request: Request,
@@ -132,12 +153,12 @@ def step(config: ModelConfig, tree: Tree, weights: Weights, state: State, reques
     else:
         candidates = propose(draft_logits(config, weights, state.drafts), tree, request.sampling, key_B)
     tokens_BxQ = node_tokens(state.pending_B, candidates, tree)
-    verified = verify(config, weights, state.cache, tokens_BxQ, tree)
+    running_B = state.status_B == RUNNING
+    verified = verify(config, weights, state.cache, tokens_BxQ, tree, running_B)
     logits_BxQxV = unembed(config, weights, verified.h_BxQxD, 1)
     accepted = accept(tree, tokens_BxQ, logits_BxQxV, candidates, request.sampling, key_B)
     drafted = draft(config, weights, verified, state.cache, accepted.node_B, heads=tree.heads,
                     dtype=cache_dtype(state.cache), token_B=accepted.token_B, before=state.drafts)
-    running_B = state.status_B == RUNNING
     cache = write(state.cache, verified.trunk, drafted.news, None if tree.is_chain else accepted.path_BxK,
                   jnp.where(running_B, accepted.count_B + 1, 0), (logits_BxQxV, drafted.h_BxJxD),
                   again=settled(tree.heads) if in_turn else 0)
@@ -147,11 +168,16 @@ def step(config: ModelConfig, tree: Tree, weights: Weights, state: State, reques
     line_BxK = jnp.where(own_BxK, accepted.token_B[:, None], drafts_BxK)
     state = dataclasses.replace(state, cache=cache, pending_B=accepted.token_B, drafts=drafted.drafts,
                                 blocks_B=state.blocks_B + running_B)
-    return _emit(state, request, line_BxK, accepted.count_B)
+    left_BxK = None
+    if verified.left is not None and state.loops is not None:
+        left_BxK = jnp.take_along_axis(verified.left.after_BxQ, accepted.path_BxK, axis=1)
+        state = dataclasses.replace(state, loops=Loops(state.loops.of_tokens_B, state.loops.run + verified.left.run))
+    return _emit(state, request, line_BxK, accepted.count_B, left_BxK)
 
 
-def _emit(state: State, request: Request, line_BxK: jax.Array, count_B: jax.Array) -> State:
-    """Appends `count_B` drafts and the token after them, up to a stop token or the limit."""
+def _emit(state: State, request: Request, line_BxK: jax.Array, count_B: jax.Array, left_BxK: jax.Array | None) -> State:
+    """Appends `count_B` drafts and the token after them, up to a stop token or the limit; `left_BxK` are the loops
+    after which the positions left that chose each."""
     running_B = state.status_B == RUNNING
     K = line_BxK.shape[1]
     place_K = jnp.arange(K, dtype=jnp.int32)
@@ -167,13 +193,19 @@ def _emit(state: State, request: Request, line_BxK: jax.Array, count_B: jax.Arra
     def put(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(old, new, (at,))
 
+    loops = state.loops
+    if loops is not None and left_BxK is not None:
+        spent_B = jnp.sum(jnp.where(place_K[None] < new_B[:, None], left_BxK, 0), axis=1)
+        loops = Loops(loops.of_tokens_B + spent_B, loops.run)
+
     # A row that is done may write behind its end too: there is room for K more, and nobody reads it.
     depth_J = place_K[None, 1:]
     return dataclasses.replace(
         state, tokens_BxT=jax.vmap(put)(state.tokens_BxT, line_BxK, state.produced_B),
         drafted_by_BxT=jax.vmap(put)(state.drafted_by_BxT, by_BxK, state.produced_B), produced_B=produced_B,
         status_B=jnp.where(running_B, status_B, state.status_B),
-        accepted_BxJ=state.accepted_BxJ + (jnp.minimum(new_B, count_B)[:, None] >= depth_J).astype(jnp.int32))
+        accepted_BxJ=state.accepted_BxJ + (jnp.minimum(new_B, count_B)[:, None] >= depth_J).astype(jnp.int32),
+        loops=loops)
 
 
 def _block_keys(key_B: jax.Array, block_B: jax.Array) -> jax.Array:

@@ -79,7 +79,8 @@ class Request:
             host_memory.keep_freed_memory()
         set_compile_cache("auto")
         return load_model(config.workdir, heads=config.heads, window=config.window, mesh=config.mesh or None,
-                          tokenizer=config.tokenizer or None, step=config.step)
+                          tokenizer=config.tokenizer or None, step=config.step,
+                          exit_threshold=config.exit_threshold, loops=config.loops)
 
     def run_config(self) -> Config:
         """Returns the settings of the run in the workdir.

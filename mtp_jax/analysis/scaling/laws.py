@@ -225,7 +225,7 @@ class Law:
         """
         law = self.of_values(values)
         group = law.group_of(points)
-        at = {name: np.float64(values[name]) for name in law.nonlinear}
+        at = {name: np.asarray(values[name], np.float64) for name in law.nonlinear}
         x = {name: points[name] for name in law.columns}
         total = np.zeros(len(points))
         for term in law.terms:

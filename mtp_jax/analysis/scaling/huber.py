@@ -1,0 +1,69 @@
+"""Approach 3: L-BFGS from many starts over all parameters at once, with coefficients as logarithms.
+
+The objective is the sum over points, times 1e5: with the mean, or without the factor, L-BFGS stops far from the
+optimum at its usual tolerances, which is how the printed Chinchilla coefficients came about.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import qmc
+
+from mtp_jax.analysis.scaling.problem import Problem
+
+SCALE = 1e5
+POOL = 16  # drawn for each start, which is the best of them
+FINISHED = 4  # of the ends, the best, which are carried on to the last digit
+
+
+def starts_of(problem: Problem, count: int, *, seed: int = 0) -> np.ndarray:
+    """Returns search coordinates to start from, [count, P]: of POOL quasi-random ones each, the best.
+
+    Coefficients are drawn between e^-6 of the least loss and e^2 of the greatest: at the points' middle a term is no
+    larger than the loss.
+
+    Args:
+      problem: what is fitted.
+      count: starts.
+      seed: of the draw.
+    """
+    linear = np.isin(problem.free, problem.law.linear)
+    low = np.where(linear, problem.log_loss.min() - 6.0, problem.low)
+    high = np.where(linear, problem.log_loss.max() + 2.0, problem.high)
+    drawn = low + (high - low) * qmc.Halton(len(low), seed=seed).random(count * POOL)
+    at_once = max(1, 2**22 // len(problem.log_loss))
+    objectives = np.concatenate([problem.objective(drawn[i:i + at_once]) for i in range(0, len(drawn), at_once)])
+    best = objectives.reshape(count, POOL).argmin(axis=1)
+    return drawn.reshape(count, POOL, -1)[np.arange(count), best]
+
+
+def solve(problem: Problem, *, starts: int = 48, seed: int = 0, extra: np.ndarray | None = None) -> np.ndarray:
+    """Returns the search coordinates [P] of the least sum of Huber that was found.
+
+    Args:
+      problem: what is fitted.
+      starts: of L-BFGS.
+      seed: of the starts.
+      extra: search coordinates [any, P] to start from as well.
+    """
+    first = starts_of(problem, starts, seed=seed)
+    if extra is not None:
+        first = np.concatenate([extra, first])
+    rough = sorted((_descend(problem, start, tolerance=1e-7, steps=150) for start in first), key=lambda end: end[0])
+    ends = [_descend(problem, at, tolerance=1e-15, steps=5000) for _, at in rough[:FINISHED]]
+    return min(ends, key=lambda end: end[0])[1]
+
+
+def _descend(problem: Problem, start: np.ndarray, *, tolerance: float, steps: int) -> tuple[float, np.ndarray]:
+    """Returns the objective and the coordinates where L-BFGS ends."""
+    def objective(at: np.ndarray) -> tuple[float, np.ndarray]:
+        residuals, slopes = problem.residuals(at[None])
+        size = np.abs(residuals[0])
+        inside = np.minimum(size, problem.delta)
+        return (SCALE * float((inside * (size - inside / 2)).sum()),
+                SCALE * slopes[0] @ np.clip(residuals[0], -problem.delta, problem.delta))
+
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=np.stack([problem.low, problem.high], axis=1),
+                     options={"ftol": tolerance, "gtol": 1e-9, "maxiter": steps, "maxfun": 2 * steps, "maxcor": 30})
+    return float(found.fun), found.x

@@ -54,7 +54,7 @@ class Picture:
           y: what the y axis is.
           title: of the panel.
         """
-        axis = self._frame(panel, x, y, title)
+        axis = self.frame(panel, x, y, title)
         ticks = sorted({place for values in series.values() for place in values})
         place_of = {tick: tick if isinstance(tick, (int, float)) else ticks.index(tick) for tick in ticks}
         for number, (label, values) in enumerate(series.items()):
@@ -80,7 +80,7 @@ class Picture:
           y: what the y axis is.
           title: of the panel.
         """
-        axis = self._frame(panel, x, y, title)
+        axis = self.frame(panel, x, y, title)
         ticks = list(dict.fromkeys(place for values in groups.values() for place in values))
         width = 0.8 / max(len(groups), 1)
         for number, (label, values) in enumerate(groups.items()):
@@ -108,7 +108,7 @@ class Picture:
         Returns:
           matplotlib's axes.
         """
-        axis = self._frame(panel, x, y, title)
+        axis = self.frame(panel, x, y, title)
         for place, own in enumerate(values.values()):
             axis.plot(place, statistics.fmean(own), color=COLORS[0], marker="_", markersize=28, markeredgewidth=2.5)
             axis.plot([place] * len(own), own, color="0.15", marker=".", linestyle="", markersize=5, zorder=3)
@@ -122,7 +122,8 @@ class Picture:
         self._figure.savefig(buffer, format="png", dpi=110)
         return replace(epath.Path(path), buffer.getvalue())
 
-    def _frame(self, panel: int, x: str, y: str, title: str) -> Any:
+    def frame(self, panel: int, x: str, y: str, title: str) -> Any:
+        """Labels a panel that is still empty and returns matplotlib's axes, for what has no method here."""
         axis = self.axes[panel]
         axis.set_xlabel(x)
         axis.set_ylabel(y)

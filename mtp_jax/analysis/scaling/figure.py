@@ -119,7 +119,8 @@ def _grid(points: Points, predicted: np.ndarray, held_out: np.ndarray, title: st
             for head, loop in series:
                 mine = inside & (points["head"] == head) & (points["loop"] == loop)
                 place = colored.index(head if heads > 1 else loop) if colored else 0
-                _curves(panel, points, predicted, held_out, mine, place)
+                if mine.any():
+                    _curves(panel, points, predicted, held_out, mine, place)
             if i == 0:
                 panel.annotate(f"N = {short(size)}", (0.5, 1.22), xycoords="axes fraction", ha="center", fontsize=10)
             if j == len(sizes) - 1 and len(rows) > 1:

@@ -125,7 +125,7 @@ def read_csv(path: epath.PathLike, *, columns: Mapping[str, str] | None = None, 
         check_choice("--columns", name, COLUMNS)
     if not path.is_file():
         raise ValueError(f"{path} is not a file: name a table of N, D and loss, with commas and a header.")
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
     there = list(reader.fieldnames or ())
     names = {name: columns.get(name, name) for name in COLUMNS if name in (*REQUIRED, *columns) or name in there}
     for name, own in names.items():

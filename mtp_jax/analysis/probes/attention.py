@@ -181,7 +181,7 @@ class _Found(Exception):
         self.arrays = arrays
 
 
-def _read(model: DecodingModel, site: Site, call: int, weights: Weights, tokens_BxL: jax.Array, lengths_B: jax.Array
+def _read(model: DecodingModel, site: Site, call: int, weights: Weights, tokens_BxL: np.ndarray, lengths_B: np.ndarray
           ) -> tuple[jax.Array, ...]:
     """Returns weights, queries, keys and values of the site.
 
@@ -211,7 +211,8 @@ def _read(model: DecodingModel, site: Site, call: int, weights: Weights, tokens_
     KERNELS[_RECORDER] = recorder
     try:
         with use_layout(model.layout):
-            verified = read_rows(config, weights, tokens_BxL, lengths_B, dtype=config.dtype, kernel=_RECORDER)
+            verified = read_rows(config, weights, jnp.asarray(tokens_BxL), jnp.asarray(lengths_B), dtype=config.dtype,
+                                 kernel=_RECORDER)
             states_everywhere(config, weights, verified, heads=model.heads, dtype=config.dtype)
     except _Found as found:
         return found.arrays

@@ -37,7 +37,6 @@ class Curves:
       rest_norm: norm of what it gets from all other tokens.
       spread: 1 - length of the mean direction of what is added: 0 where all are added the same direction, up to 1;
         None where nothing is.
-      mean: the mean of what is added, over the queries; [C].
     """
 
     whole: np.ndarray
@@ -47,7 +46,6 @@ class Curves:
     added_norm: np.ndarray
     rest_norm: np.ndarray
     spread: float | None
-    mean: np.ndarray
 
 
 def curves(weights_LxL: np.ndarray, values_LxC: np.ndarray, prompt: Insertion) -> Curves:
@@ -66,8 +64,7 @@ def curves(weights_LxL: np.ndarray, values_LxC: np.ndarray, prompt: Insertion) -
     some = added[norm > 0] / norm[norm > 0, None]
     return Curves(whole, whole[kept[:-1]], average(weights[np.ix_(kept, kept)]),
                   1 - weights[run.stop:, run].sum(axis=1), norm, np.linalg.norm(rest, axis=1),
-                  float(1 - np.linalg.norm(some.mean(axis=0))) if len(some) else None,
-                  added.mean(axis=0) if len(added) else np.zeros(values.shape[1]))
+                  max(0.0, float(1 - np.linalg.norm(some.mean(axis=0)))) if len(some) else None)
 
 
 @dataclasses.dataclass(frozen=True)

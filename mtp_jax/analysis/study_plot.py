@@ -32,15 +32,17 @@ class Picture:
     Args:
       panels: how many.
       title: above them.
+      rows: that they stand in.
     """
 
-    def __init__(self, panels: int = 1, *, title: str = ""):
+    def __init__(self, panels: int = 1, *, title: str = "", rows: int = 1):
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
         from matplotlib.figure import Figure
 
-        self._figure = Figure(figsize=(1.5 + 4.2 * panels, 3.9), layout="constrained")
+        columns = -(-panels // rows)
+        self._figure = Figure(figsize=(1.5 + 4.2 * columns, 3.9 * rows), layout="constrained")
         FigureCanvasAgg(self._figure)  # no display, and no global state of pyplot
-        self.axes: list[Any] = list(self._figure.subplots(1, panels, squeeze=False)[0])
+        self.axes: list[Any] = list(self._figure.subplots(rows, columns, squeeze=False).flat)[:panels]
         if title:
             self._figure.suptitle(title, fontsize=11)
 

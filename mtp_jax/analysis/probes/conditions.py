@@ -22,7 +22,7 @@ CONDITIONS = (NONE, MEANINGLESS, MEANINGFUL, RANDOM)
 BEFORE, BETWEEN, END, ANYWHERE = "before", "between", "end", "random"
 POSITIONS = (BEFORE, BETWEEN, END, ANYWHERE)
 LENGTHS = (0, 10, 25, 40, 55, 70)  # k, as the source sweeps it
-SENTENCES = (  # of the control; none has to do with any task
+SENTENCES = (  # of the control, unless others are given; none has to do with any task
     "The train left the station before noon.", "A grey cat slept on the warm stone wall.",
     "Nobody had watered the plants for a week.", "She kept the old letters in a wooden box.",
     "Rain fell on the harbour all night long.", "The baker opened his shop at dawn.",
@@ -120,7 +120,7 @@ class Insertion:
 
 
 def fillers(tokenizer: Tokenizer, conditions: Sequence[Condition], k: int, *, seed: int | Sequence[int] = 0,
-            same_tokens: bool = False) -> list[Filler]:
+            same_tokens: bool = False, sentences: Sequence[str] = SENTENCES) -> list[Filler]:
     """Returns what each condition inserts.
 
     Args:
@@ -129,6 +129,7 @@ def fillers(tokenizer: Tokenizer, conditions: Sequence[Condition], k: int, *, se
       k: repetitions of a unit.
       seed: of the random sentences; with the same seed those of a larger k go on from those of a smaller one.
       same_tokens: k counts ids instead: a unit of several ids is repeated and cut to k of them.
+      sentences: that the control draws from.
 
     Raises:
       ValueError: k is negative, or the tokenizer has no id for a unit.
@@ -143,7 +144,7 @@ def fillers(tokenizer: Tokenizer, conditions: Sequence[Condition], k: int, *, se
         if condition.name == NONE:
             found.append(Filler(NONE, 0, np.zeros(0, np.int32)))
         elif condition.name == RANDOM:
-            found.append(Filler(RANDOM, k, _random_ids(tokenizer, size, seed)))
+            found.append(Filler(RANDOM, k, _random_ids(tokenizer, size, seed, sentences)))
         else:
             unit = _unit_ids(tokenizer, condition)
             times = -(-k // len(unit)) if same_tokens else k
@@ -214,14 +215,14 @@ def _unit_ids(tokenizer: Tokenizer, condition: Condition) -> np.ndarray:
     return ids
 
 
-def _random_ids(tokenizer: Tokenizer, size: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Returns so many ids of sentences in random order."""
+def _random_ids(tokenizer: Tokenizer, size: int, seed: int | Sequence[int], sentences: Sequence[str]) -> np.ndarray:
+    """Returns so many ids of sentences drawn at random."""
     random, ids = np.random.default_rng(seed), np.zeros(0, np.int32)
     while len(ids) < size:
-        sentence = SENTENCES[int(random.integers(len(SENTENCES)))] + " "
+        sentence = sentences[int(random.integers(len(sentences)))] + " "
         new = np.asarray(tokenizer.encode(sentence), np.int32)
         if new.size == 0:
-            raise ValueError("The model's tokenizer has no token for the random sentences: leave out the condition "
-                             f"{RANDOM!r}.")
+            raise ValueError(f"The model's tokenizer has no token for the sentence {sentence!r}: give others, or leave "
+                             f"out the condition {RANDOM!r}.")
         ids = np.concatenate([ids, new])
     return ids[:size]

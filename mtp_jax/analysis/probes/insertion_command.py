@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
+from mtp_jax.analysis.probes.conditions import (
+    BETWEEN,
+    CONDITIONS,
+    LENGTHS,
+    MEANINGFUL,
+    MEANINGLESS,
+    NONE,
+    POSITIONS,
+    SENTENCES,
+    Condition,
+)
+from mtp_jax.config import check_choice
 from mtp_jax.config.generation import flag
+
+USUAL_K = 55  # the source's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Options:
                                       "Default: all; none is always there.")
     meaningless: str = flag("/", "Token that is repeated as meaningless.")
     meaningful: str = flag("he ", "Word that is repeated as meaningful.")
+    sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
     same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
     instruction: str | None = flag(None, "Text before the question. Default: the task's own.")
     loss_only: bool = flag(False, "Generate nothing: no accuracy.")
@@ -32,6 +49,8 @@ class Options:
     bar_k: int | None = flag(None, "k of the bars. Default: the largest that is at most 55.")
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/insert-TASK.json in the "
                     "workdir.")
+    beside: tuple[str, ...] = flag((), "Result of this probe on another model, JSON: its bars are drawn beside these. "
+                                   "May be repeated.")
     seed: int = flag(0, "Of random sentences, random places and intervals.")
     heads: int | None = flag(None, "Heads that are asked, and that draft. Default: all.")
     batch_size: int = flag(32, "Rows that are read, or generated, together.")
@@ -40,10 +59,101 @@ class Options:
     step: int | None = flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
     tokenizer: str = flag("", "Where the run's tokenizer lies now, if it was moved.")
 
+    def validate(self) -> None:
+        """Raises ValueError where a flag makes no sense whatever task and model are."""
+        if not self.workdir:
+            raise ValueError("--workdir is missing: name the folder of a trained run.")
+        for position in self.positions:
+            check_choice("--position", position, POSITIONS)
+        for name in self.condition:
+            check_choice("--condition", name, CONDITIONS)
+        for flags, values in (("position", self.positions), ("condition", self.condition), ("k", self.lengths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{flags}={list(values)} has a value twice.")
+        if self.bar_k is not None and self.bar_k not in self.lengths:
+            raise ValueError(f"--bar_k={self.bar_k} is none of the lengths that are measured, {list(self.lengths)}: "
+                             f"add --k={self.bar_k}, or take another.")
+        if not self.conditions:  # which raises for an empty filler
+            raise ValueError("--condition=none alone inserts nothing: name another beside it.")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """--k as numbers.
+
+        Raises:
+          ValueError: one is no number, or below 0.
+        """
+        found = []
+        for text in self.k:
+            if not re.fullmatch(r"\d+", text, re.ASCII):
+                raise ValueError(f"--k={text} must be a whole number, 0 or above: it counts repetitions of the filler.")
+            found.append(int(text))
+        return tuple(found) or LENGTHS
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """--position, or the default."""
+        return self.position or (BETWEEN,)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """What is inserted, without the condition none, which is always measured.
+
+        Raises:
+          ValueError: a filler is empty.
+        """
+        units = {MEANINGLESS: self.meaningless, MEANINGFUL: self.meaningful}
+        return [Condition(name, units.get(name, ""))
+                for name in self.condition or CONDITIONS if name != NONE]
+
+    def read_sentences(self) -> tuple[str, ...]:
+        """Returns the sentences of the control.
+
+        Raises:
+          ValueError: the file does not exist, or has none.
+        """
+        if not self.sentences:
+            return SENTENCES
+        from etils import epath
+
+        path = epath.Path(self.sentences).expanduser()
+        if not path.is_file():
+            raise ValueError(f"--sentences={self.sentences} is no file: name one with a sentence a line.")
+        found = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        if not found:
+            raise ValueError(f"--sentences={self.sentences} holds no sentence: give one a line.")
+        return found
+
+    @property
+    def bars(self) -> int:
+        """k of the bars."""
+        below = [k for k in self.lengths if k <= USUAL_K]
+        return self.bar_k if self.bar_k is not None else max(below or self.lengths)
+
 
 def run(options: Options) -> int:
-    """Does what the command was asked for; returns the exit status."""
-    from mtp_jax.analysis.probes import insertion
+    """Does what the command was asked for; returns the exit status.
 
-    print(insertion.run(options))
+    Raises:
+      ValueError, OSError, CheckpointError: nothing was measured.
+    """
+    from etils import epath
+
+    from mtp_jax.analysis.probes import insertion, insertion_figure, insertion_report
+    from mtp_jax.files import replace
+
+    options.validate()
+    path = epath.Path(options.out).expanduser() if options.out else (
+        epath.Path(options.workdir).expanduser() / "probes" / f"insert-{options.task}.json")
+    if path.suffix != ".json":
+        raise ValueError(f"--out={options.out} must end in .json: the picture stands beside it, as .png.")
+    beside = {name: insertion_report.read(name) for name in options.beside}
+    result = insertion_report.report(options, insertion.measure(options))
+    replace(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    picture = insertion_figure.draw(result, path.with_suffix(".png"), k=options.bars)
+    print("\n".join([*insertion_report.lines(result), f"Wrote {path} and {picture}"]))
+    if beside:
+        own = insertion_figure.draw_beside([result, *beside.values()], path.with_name(f"{path.stem}-beside.png"),
+                                           k=options.bars)
+        print(f"Wrote {own}")
     return 0

@@ -126,6 +126,11 @@ class DecodingModel:
         return model
 
     @property
+    def exit_threshold(self) -> float | None:
+        """What positions leave a looped trunk at; None: all loops are run."""
+        return None if self.weights.exit_threshold is None else float(self.weights.exit_threshold)
+
+    @property
     def platform(self) -> str:
         """Where it runs: "cpu", "gpu" or "tpu"."""
         if self.layout is not None:

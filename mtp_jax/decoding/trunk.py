@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mtp_jax.config import ModelConfig
 from mtp_jax.decoding.weights import Weights, builders
 from mtp_jax.model.cached import BlockContext, KeysValues
+from mtp_jax.model.exit_gate import gate_logits
 from mtp_jax.model.redistribution import gate_function
 
 LoopKeysValues = tuple[KeysValues, ...]  # one a layer
@@ -103,7 +104,6 @@ def run_trunk(config: ModelConfig, weights: Weights, x_BxQxD: jax.Array, context
 
 def _log_stay(weights: Weights, x_BxQxD: jax.Array) -> jax.Array:
     """Returns log(1 - lambda), the gate's word on states after the final norm, [B, Q] in fp32 or wider."""
-    gate, wide = weights.gate, jnp.promote_types(jnp.float32, x_BxQxD.dtype)
+    gate = weights.gate
     assert gate is not None  # `DecodingModel` takes no threshold for a model without one
-    logit_BxQ = jnp.einsum("bqd,d->bq", x_BxQxD, gate["kernel"].astype(x_BxQxD.dtype), preferred_element_type=wide)
-    return jax.nn.log_sigmoid(-(logit_BxQ + gate["bias"].astype(wide)))
+    return jax.nn.log_sigmoid(-gate_logits(x_BxQxD, gate["kernel"], gate["bias"]))

@@ -57,6 +57,7 @@ class Forwards:
     tokens: int = 0
     forwards: int = 0
     seconds: float = 0.0
+    loops: float = 0.0  # of a looped trunk, over all tokens
 
 
 def draw(request: Request, prompts: Sequence[str], drawing: Drawing, progress: ProgressFile, forwards: Forwards
@@ -103,6 +104,7 @@ def draw(request: Request, prompts: Sequence[str], drawing: Drawing, progress: P
             texts, took = progress[key]
             forwards.tokens, forwards.forwards = forwards.tokens + took[0], forwards.forwards + took[1]
             forwards.seconds += took[2]
+            forwards.loops += sum(took[3:])  # files of earlier versions have three numbers
             drawn += [Drawn(item[1], item[0], text) for item, text in zip(batch, texts)]
             bar.update(len(batch))
     order = {temperature: place for place, temperature in enumerate(drawing.temperatures)}
@@ -157,14 +159,15 @@ def _encode(model: DecodingModel, prompts: Sequence[str]) -> tuple[dict[int, np.
 
 
 def run_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray], temperature: float,
-              drawing: Drawing, size: int, *, seed: int) -> tuple[list[str], tuple[int, int, float]]:
-    """Returns the completions of one batch, and its (tokens, forwards, seconds).
+              drawing: Drawing, size: int, *, seed: int) -> tuple[list[str], tuple[int, int, float, float]]:
+    """Returns the completions of one batch, and its (tokens, forwards, seconds, loops of all tokens).
 
     The batch is filled up to `size` with its first row, so that all batches share one program.
     """
     texts, result = write_batch(model, tokenizer, rows, temperature, drawing, size, seed=seed)
-    produced, forwards = result.produced[:len(rows)], result.forwards[:len(rows)]
-    return texts, (int(produced.sum()), int(forwards.sum()), result.seconds)
+    produced, forwards = int(result.produced[:len(rows)].sum()), int(result.forwards[:len(rows)].sum())
+    loops = produced * result.trunk_loops if result.token_loops is None else result.token_loops[:len(rows)].sum()
+    return texts, (produced, forwards, result.seconds, float(loops))
 
 
 def write_batch(model: DecodingModel, tokenizer: Tokenizer, rows: Sequence[np.ndarray], temperature: float,

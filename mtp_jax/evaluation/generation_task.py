@@ -123,6 +123,8 @@ class GenerationTask(Task):
         if forwards.forwards:
             settings["tokens_per_forward"] = forwards.tokens / forwards.forwards
             settings["seconds_generating"] = round(forwards.seconds, 3)
+            if "loops" in settings:
+                settings["loops_per_token"] = forwards.loops / forwards.tokens
         errors = [{"task_id": sample.task_id, "error": sample.error} for sample in samples if sample.error is not None]
         return Result(self.name, metrics, [sample.to_json() for sample in samples], settings, errors)
 

@@ -35,10 +35,13 @@ class Reading:
         empty where the row has no more than k tokens. Heads of a kind that drafts in turn (sequential) are given the
         tokens in between as well.
       top: for each head k the likeliest token at the same positions, int32 [len(row) - k].
+      loops: with early exit from a looped trunk, the loop after which each position left, int32 [len(row) - 1]. None:
+        all loops were run.
     """
 
     logprob: dict[int, np.ndarray]
     top: dict[int, np.ndarray]
+    loops: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,19 +170,21 @@ class Scorer:
         tokens_BxE, lengths_B = np.zeros((size, length + 1), np.int32), np.ones(size, np.int32)
         for b, row in enumerate(rows):
             tokens_BxE[b, :len(row)], lengths_B[b] = row, max(1, len(row) - 1)
-        key = ("likelihood", heads, tokens_BxE.shape)
+        key = ("likelihood", heads, tokens_BxE.shape, model.weights.exit_threshold is not None)
         if key not in model.programs:
             model.programs[key] = jax.jit(functools.partial(_read, model, heads))
         weights = first_heads(model.config, model.weights, max(heads))
-        logprob_NxBxL, top_NxBxL = map(np.asarray, model.programs[key](weights, tokens_BxE, lengths_B))
+        logprob_NxBxL, top_NxBxL, loops_BxL = jax.device_get(model.programs[key](weights, tokens_BxE, lengths_B))
         return [Reading({k: logprob_NxBxL[n, b, :max(0, len(row) - k)] for n, k in enumerate(heads)},
-                        {k: top_NxBxL[n, b, :max(0, len(row) - k)] for n, k in enumerate(heads)})
+                        {k: top_NxBxL[n, b, :max(0, len(row) - k)] for n, k in enumerate(heads)},
+                        None if loops_BxL is None else loops_BxL[b, :len(row) - 1])
                 for b, row in enumerate(rows)]
 
 
 def _read(model: DecodingModel, heads: tuple[int, ...], weights: Weights, tokens_BxE: jax.Array, lengths_B: jax.Array
-          ) -> tuple[jax.Array, jax.Array]:
-    """Returns log probabilities and likeliest tokens, [N, B, L] for N heads; past a row's end they mean nothing."""
+          ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns log probabilities and likeliest tokens, [N, B, L] for N heads, and with early exit the loops [B, L]; past
+    a row's end they mean nothing."""
     config, (B, L) = model.config, (tokens_BxE.shape[0], tokens_BxE.shape[1] - 1)
     kernel = resolve_kernel("auto", model.platform, seq_len=L, head_dim=config.attention_head_dim, dtype=config.dtype)
     width = max(1, LOGITS // (B * config.padded_vocab_size))
@@ -205,7 +210,8 @@ def _read(model: DecodingModel, heads: tuple[int, ...], weights: Weights, tokens
             h_BxLxJxD = states_everywhere(config, weights, verified, heads=max(heads), dtype=config.dtype)
             states |= {j + 2: h_BxLxJxD[:, :, j] for j in range(h_BxLxJxD.shape[2])}
         found = [of_head(head, states[head]) for head in heads]
-    return jnp.stack([logprob for logprob, _ in found]), jnp.stack([top for _, top in found])
+    loops_BxL = None if verified.left is None else verified.left.after_BxQ
+    return jnp.stack([logprob for logprob, _ in found]), jnp.stack([top for _, top in found]), loops_BxL
 
 
 def _joined(x_SxBxP: jax.Array) -> jax.Array:

@@ -113,6 +113,8 @@ class Request:
             model = self.model
             found |= {"workdir": config.workdir, "step": model.step, "heads": model.heads, "window": model.window,
                       "batch_size": config.batch_size}
+            if model.config.trunk_kind == "looped":
+                found |= {"loops": model.config.loops, "exit_threshold": model.exit_threshold}
         if config.data:
             found |= {"data": config.data, "data_sha256": digest(self.data)}
         for name, value in self.options.items():

@@ -126,7 +126,8 @@ class Induction(Task):
             for step in sorted(finished_steps(epath.Path(config.workdir).expanduser() / "checkpoints")):
                 if model.step is not None and step < model.step:
                     other = load_model(config.workdir, heads=config.heads, window=config.window,
-                                       mesh=config.mesh or None, tokenizer=model.tokenizer, step=step)
+                                       mesh=config.mesh or None, tokenizer=model.tokenizer, step=step,
+                                       exit_threshold=config.exit_threshold, loops=config.loops)
                     yield step, dataclasses.replace(model, weights=other.weights, step=step)
         yield model.step, model
 

@@ -73,7 +73,10 @@ class Perplexity(Task):
         sums_RxHx3 = _read(request, [ids for *_, ids in encoded], rows, progress)
         samples = _samples(encoded, rows, sums_RxHx3)
         tokens_per_byte = sum(len(ids) - 1 for *_, ids in encoded) / sum(size for _, size, _ in encoded)
-        return Result(self.name, _metrics(sums_RxHx3, tokens_per_byte, request.config.seed), samples, settings, errors)
+        metrics = _metrics(sums_RxHx3[..., :3], tokens_per_byte, request.config.seed)
+        if model.config.trunk_kind == "looped":
+            metrics.values["loops_per_token"] = _loops(sums_RxHx3, model.config.loops)
+        return Result(self.name, metrics, samples, settings, errors)
 
     def _documents(self, request: Request) -> list[tuple[str, str]]:
         """Returns name and text of each document."""
@@ -101,7 +104,8 @@ class Perplexity(Task):
 
 
 def _read(request: Request, documents: Sequence[np.ndarray], rows: Sequence[Row], progress: ProgressFile) -> np.ndarray:
-    """Returns for each row and head [sum of -log p, right guesses, tokens], [R, H, 3]."""
+    """Returns for each row and head [sum of -log p, right guesses, tokens], and with early exit from a looped trunk
+    the loops that it took, [R, H, 3 or 4]."""
     scorer = Scorer(request.model, batch_size=request.config.batch_size)
     heads, size = range(1, request.model.heads + 1), CHUNK * scorer.batch_size
     found: list[list[list[float]]] = []
@@ -118,21 +122,31 @@ def _read(request: Request, documents: Sequence[np.ndarray], rows: Sequence[Row]
 
 
 def _sums(row: Row, ids: np.ndarray, reading: Reading) -> list[list[float]]:
-    """Returns [sum of -log p, right guesses, tokens] of each head over the tokens that a row scores."""
+    """Returns [sum of -log p, right guesses, tokens] of each head over the tokens that a row scores; with early exit a
+    fourth number, the loops after which the positions left that scored them, added up."""
     found = []
     for k in reading.logprob:
         # What head k says at place i is of token i + k; it says nothing of the first k - 1 tokens of a document.
         start = max(row.first - row.begin - k, 0)
         logprob, right = reading.logprob[k][start:], reading.top[k][start:] == ids[start + k:]
         found.append([-float(logprob.sum(dtype=np.float64)), int(right.sum()), len(logprob)])
+        if reading.loops is not None:
+            found[-1].append(int(reading.loops[start:start + len(logprob)].sum()))
     return found
+
+
+def _loops(sums_RxHx3: np.ndarray, most: int) -> float:
+    """Returns the loops after which positions left that scored a token with head 1, mean over them."""
+    if sums_RxHx3.shape[2] == 3:
+        return float(most)
+    return float(sums_RxHx3[:, 0, 3].sum() / sums_RxHx3[:, 0, 2].sum())
 
 
 def _samples(encoded: Sequence[tuple[str, int, np.ndarray]], rows: Sequence[Row], sums_RxHx3: np.ndarray
              ) -> list[dict[str, Any]]:
     """Returns what was found of each document."""
-    sums_DxHx3 = np.zeros((len(encoded), *sums_RxHx3.shape[1:]))
-    np.add.at(sums_DxHx3, [row.document for row in rows], sums_RxHx3)
+    sums_DxHx3 = np.zeros((len(encoded), sums_RxHx3.shape[1], 3))
+    np.add.at(sums_DxHx3, [row.document for row in rows], sums_RxHx3[..., :3])
     return [{"task_id": task_id, "bytes": size, "tokens": len(ids) - 1, "head_nats": sums_Hx3[:, 0].tolist(),
              "head_right": sums_Hx3[:, 1].astype(int).tolist(), "head_tokens": sums_Hx3[:, 2].astype(int).tolist()}
             for (task_id, size, ids), sums_Hx3 in zip(encoded, sums_DxHx3)]

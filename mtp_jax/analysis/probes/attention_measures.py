@@ -69,11 +69,11 @@ def curves(weights_LxL: np.ndarray, values_LxC: np.ndarray, prompt: Insertion) -
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """How far W'[i, j] / W[i, j] is from one factor a query.
+    """How far W'[i, j] / W[i, j] is from one factor a query, as |log(ratio / lambda_i)|: 0 where it is that factor.
 
     Attributes:
       factors: lambda_i of each query behind the run: the geometric mean of the ratio over its keys behind the run.
-      behind: largest |ratio / lambda_i - 1| for keys behind the run.
+      behind: the largest for keys behind the run.
       before: the same for keys before the run, with the same lambda_i; None where there are none.
       left_out: ratios of weights too small for their precision, which were not looked at.
     """
@@ -109,33 +109,33 @@ def identity(plain: Recorded, inserted: Recorded, prompt: Insertion, row: int = 
     behind = usable & (np.arange(len(kept)) >= start)[None]
     count = np.maximum(behind.sum(axis=1), 1)
     factor = (ratio * behind).sum(axis=1) / count
-    away = np.abs(np.expm1(ratio - factor[:, None]))
+    away = np.abs(ratio - factor[:, None])
     old = usable & ~behind & (behind.sum(axis=1) > 0)[:, None]
     return Identity(np.exp(factor), float(away[behind].max(initial=0.0)),
                     float(away[old].max()) if old.any() else None, int((seen & ~usable).sum()))
 
 
-def compare(plain: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-    """Returns how the attention that original tokens receive has changed.
+def compare(plain_PxL: np.ndarray, kept_PxL: np.ndarray) -> dict[str, Any] | None:
+    """Returns how the attention that original tokens receive has changed; None where there are no tokens.
 
     Args:
-      plain: a[j] without insertion.
-      kept: a[j] of the same tokens with it.
+      plain_PxL: a[j] without insertion, of L tokens of P prompts.
+      kept_PxL: a[j] of the same tokens with it.
 
     Returns:
-      "lower": share of tokens that receive less; "change": relative change of the sum; "change_at_peaks": of the tenth
-      that received most; "change_elsewhere": of the others; "drop_at_peaks": share of the whole loss that falls on the
-      peaks, where there is one.
+      "lower": share of tokens that receive less. "change": relative change of what they receive in sum;
+      "change_at_peaks": of the tenth of each prompt's tokens that received most; "change_elsewhere": of the others.
+      "drop_at_peaks", "drop_elsewhere": what such a token lost on average.
     """
-    number = max(1, round(PEAKS * len(plain)))
-    peak = np.zeros(len(plain), bool)
-    peak[np.argsort(-plain, kind="stable")[:number]] = True
-    lost = plain - kept
-    return {"lower": float(np.mean(kept < plain)), "change": _change(plain, kept),
-            "change_at_peaks": _change(plain[peak], kept[peak]),
-            "change_elsewhere": _change(plain[~peak], kept[~peak]) if (~peak).any() else None,
-            "drop_at_peaks": float(lost[peak].sum() / lost.sum()) if lost.sum() > 0 else None}
-
-
-def _change(plain: np.ndarray, kept: np.ndarray) -> float:
-    return float(kept.sum() / plain.sum() - 1)
+    if not plain_PxL.shape[1]:
+        return None
+    number = max(1, round(PEAKS * plain_PxL.shape[1]))
+    peak_PxL = np.zeros(plain_PxL.shape, bool)
+    np.put_along_axis(peak_PxL, np.argsort(-plain_PxL, axis=1, kind="stable")[:, :number], True, axis=1)
+    lost_PxL = plain_PxL - kept_PxL
+    found: dict[str, Any] = {"lower": float(np.mean(lost_PxL > 0)), "change": -lost_PxL.sum() / plain_PxL.sum()}
+    for name, where_PxL in (("at_peaks", peak_PxL), ("elsewhere", ~peak_PxL)):
+        if where_PxL.any():
+            found[f"change_{name}"] = -lost_PxL[where_PxL].sum() / plain_PxL[where_PxL].sum()
+            found[f"drop_{name}"] = lost_PxL[where_PxL].mean()
+    return found

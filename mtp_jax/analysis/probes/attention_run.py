@@ -149,14 +149,17 @@ def _summary(cases: Sequence[_Case], base: Sequence[_Case]) -> dict[str, Any]:
              "question_start": prompt.question_start, "average": mean["whole"], "average_kept": mean["kept"]}
     if not prompt.inserted:
         return found
-    plain = np.mean([case.curves.kept for case in base], axis=0)
+    plain, kept, original = (np.stack([getattr(case.curves, field) for case in group]) for group, field in (
+        (base, "kept"), (cases, "kept"), (cases, "original")))
+    start = prompt.filler_start
     run = mean["whole"][prompt.filler_start:prompt.filler_end]
     spreads = [case.curves.spread for case in cases if case.curves.spread is not None]
     identities = [case.identity for case in cases if case.identity is not None]
     befores = [one.before for one in identities if one.before is not None]
     return {**found, "average_of_original_queries": mean["original"],
-            "against_none": compare(plain, mean["kept"]),
-            "against_none_of_original_queries": compare(plain, mean["original"]),
+            "tokens_behind": compare(plain[:, start:], kept[:, start:]),
+            "tokens_before": compare(plain[:, :start], kept[:, :start]),
+            "tokens_before_of_original_queries": compare(plain[:, :start], original[:, :start]),
             "inserted_tokens": {"mean": run.mean(), "lowest": run.min(), "highest": run.max(),
                                 "variation": run.std() / run.mean(), "mean_of_original_tokens": mean["kept"].mean()},
             "retained": mean["retained"], "added_norm": mean["added_norm"], "rest_norm": mean["rest_norm"],
@@ -174,15 +177,18 @@ def told(data: Mapping[str, Any], site: Site) -> list[str]:
     for name, one in data["conditions"].items():
         if name == NONE:
             continue
-        change, run = one["against_none"], one["inserted_tokens"]
-        own = one["against_none_of_original_queries"]
-        lines += [
-            f"{name} ({one['inserted']}), {data['position']}:",
-            f"  original tokens receive {change['change']:+.1%} (at the highest tenth {change['change_at_peaks']:+.1%}"
-            f"), {change['lower']:.0%} of them less; from the original queries {own['change']:+.1%} "
-            f"({own['change_at_peaks']:+.1%}), {own['lower']:.0%} less",
-            f"  an inserted token receives {run['mean']:.5f} (from {run['lowest']:.5f} to {run['highest']:.5f}), an "
-            f"original one {run['mean_of_original_tokens']:.5f}"]
+        run, behind, before = (one[part] for part in ("inserted_tokens", "tokens_behind", "tokens_before"))
+        lines.append(f"{name}, {data['position']}: {one['inserted']}")
+        if behind:
+            lines.append(f"  tokens behind the run receive {behind['change']:+.1%}, {behind['lower']:.0%} of them less;"
+                         f" the highest tenth {behind['change_at_peaks']:+.1%} ({-behind['drop_at_peaks']:+.5f} each)"
+                         + (f", the others {behind['change_elsewhere']:+.1%} ({-behind['drop_elsewhere']:+.5f} each)"
+                            if "change_elsewhere" in behind else ""))
+        if before:
+            lines.append(f"  tokens before it receive {before['change']:+.1%}; "
+                         f"{one['tokens_before_of_original_queries']['change']:+.1%} from the original queries")
+        lines.append(f"  an inserted token receives {run['mean']:.5f} (from {run['lowest']:.5f} to "
+                     f"{run['highest']:.5f}), an original one {run['mean_of_original_tokens']:.5f}")
         if len(one["retained"]):
             share = one["added_norm"].mean() / one["rest_norm"].mean()
             lines.append(f"  the queries behind keep {one['retained'].mean():.1%} of their attention for the other "
@@ -190,9 +196,9 @@ def told(data: Mapping[str, Any], site: Site) -> list[str]:
                          f"{one['direction_spread']:.3f}")
         if one["identity"]:
             before = one["identity"]["deviation_before"]
-            lines.append("  W'/W along the keys of a query differs from one factor by at most "
+            lines.append("  log(W'/W) along the keys of a query differs from one number by at most "
                          f"{one['identity']['deviation_behind']:.1e} behind the run"
-                         + ("" if before is None else f" and {before:.1e} before it"))
+                         + ("" if before is None else f", and by {before:.2g} before it"))
     return lines
 
 

@@ -7,9 +7,9 @@ optimum at its usual tolerances, which is how the printed Chinchilla coefficient
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.stats import qmc
 
+from mtp_jax.analysis.scaling.descent import descend
 from mtp_jax.analysis.scaling.problem import Problem
 
 SCALE = 1e5
@@ -50,20 +50,17 @@ def solve(problem: Problem, *, starts: int = 48, seed: int = 0, extra: np.ndarra
     first = starts_of(problem, starts, seed=seed)
     if extra is not None:
         first = np.concatenate([extra, first])
-    rough = sorted((_descend(problem, start, tolerance=1e-7, steps=150) for start in first), key=lambda end: end[0])
-    ends = [_descend(problem, at, tolerance=1e-15, steps=5000) for _, at in rough[:FINISHED]]
-    return min(ends, key=lambda end: end[0])[1]
+    values, ends = _descend(problem, first, tolerance=1e-6, steps=200)
+    values, ends = _descend(problem, ends[np.argsort(values)[:FINISHED]], tolerance=1e-14, steps=5000)
+    return ends[values.argmin()]
 
 
-def _descend(problem: Problem, start: np.ndarray, *, tolerance: float, steps: int) -> tuple[float, np.ndarray]:
-    """Returns the objective and the coordinates where L-BFGS ends."""
-    def objective(at: np.ndarray) -> tuple[float, np.ndarray]:
-        residuals, slopes = problem.residuals(at[None])
-        size = np.abs(residuals[0])
-        inside = np.minimum(size, problem.delta)
-        return (SCALE * float((inside * (size - inside / 2)).sum()),
-                SCALE * slopes[0] @ np.clip(residuals[0], -problem.delta, problem.delta))
+def _descend(problem: Problem, start: np.ndarray, *, tolerance: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scaled objectives [S] and the coordinates [S, P] where L-BFGS ends."""
+    def objective(_: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        residuals, slopes = problem.residuals(at)
+        inside = np.clip(residuals, -problem.delta, problem.delta)
+        return (SCALE * (inside * (residuals - inside / 2)).sum(axis=1),
+                SCALE * (slopes * inside[:, None]).sum(axis=2))
 
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=np.stack([problem.low, problem.high], axis=1),
-                     options={"ftol": tolerance, "gtol": 1e-9, "maxiter": steps, "maxfun": 2 * steps, "maxcor": 30})
-    return float(found.fun), found.x
+    return descend(objective, start, problem.low, problem.high, tolerance=tolerance, steps=steps)

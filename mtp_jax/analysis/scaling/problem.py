@@ -99,22 +99,22 @@ class Problem:
         """
         powers = self._powers(at)
         terms = [term.log(powers, self.x) for term in self.law.terms]
-        logs = np.stack([np.broadcast_to(self._logs(term, at, powers)[:, self.group] + value,
-                                         (len(at), len(self.log_loss)))
-                         for term, (value, _) in zip(self.law.terms, terms)])
+        logs = np.empty((len(terms), len(at), len(self.log_loss)))
+        for place, (term, (value, _)) in enumerate(zip(self.law.terms, terms)):
+            coefficients = self._logs(term, at, powers)
+            logs[place] = (coefficients[:, self.group] if self.law.group else coefficients) + value
         top = logs.max(axis=0)
         total = top + np.log(np.exp(logs - top).sum(axis=0))
         if not slopes:
             return total - self.log_loss, np.zeros((len(at), 0, 0))
         jacobian = np.zeros((len(at), len(self.free), len(self.log_loss)))
-        for term, log, (_, found) in zip(self.law.terms, logs, terms):
-            share = np.exp(log - total)
+        for term, share, (_, found) in zip(self.law.terms, np.exp(logs - total), terms):
             for place, name in enumerate(self.law.coefficients(term)):
+                own = share * (self.group == place) if self.law.group else share
                 if name in self.free:
-                    jacobian[:, self.free.index(name)] += share * (self.group == place)
-                elif term.exponent in self.free:  # a fixed coefficient in scaled units moves with its exponent
-                    jacobian[:, self.free.index(term.exponent)] -= (
-                        share * (self.group == place) * np.log(self.units[term.base.unit]) if term.base else 0.0)
+                    jacobian[:, self.free.index(name)] = own
+                elif term.base and term.exponent in self.free:  # in scaled units it moves with its exponent
+                    jacobian[:, self.free.index(term.exponent)] -= own * np.log(self.units[term.base.unit])
             for name, slope in found.items():
                 if name in self.free:
                     jacobian[:, self.free.index(name)] += share * slope
@@ -125,10 +125,19 @@ class Problem:
         return (huber(self.residuals(at, slopes=False)[0], self.delta) * weights).sum(axis=-1)
 
     def bases(self, at: np.ndarray) -> np.ndarray:
-        """Returns the terms without their coefficients, [terms, points], at search coordinates [P]."""
-        powers = self._powers(at[None])
-        return np.exp(np.stack([np.broadcast_to(term.log(powers, self.x)[0], (1, len(self.log_loss)))[0]
-                                for term in self.law.terms]))
+        """Returns the terms without their coefficients, [S, terms, points], at search coordinates [S, P]."""
+        powers = self._powers(at)
+        found = np.empty((len(at), len(self.law.terms), len(self.log_loss)))
+        for place, term in enumerate(self.law.terms):
+            found[:, place] = np.exp(term.log(powers, self.x)[0])
+        return found
+
+    def held_coefficients(self, at: np.ndarray) -> np.ndarray:
+        """Returns the fixed coefficients in scaled units, [S, groups, terms]; 0 for those that are free."""
+        powers = self._powers(at)
+        found = np.stack([np.exp(self._logs(term, at, powers)) for term in self.law.terms], axis=-1)
+        names = np.asarray([self.law.coefficients(term) for term in self.law.terms]).T
+        return np.where(np.isin(names, self.free), 0.0, found)
 
     def unit(self, term: Term, name: str) -> float:
         """Returns what a parameter of a term is measured in: an offset in its base's unit, a power in 1."""
@@ -148,9 +157,12 @@ class Problem:
     def _logs(self, term: Term, at: np.ndarray, powers: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the logarithms of a term's coefficients in scaled units, [S, groups]."""
         shift = self._shift(term, powers)
-        found = [at[:, [self.free.index(name)]] if name in self.free
-                 else np.log(max(float(self.fixed[name]), 1e-300)) - shift for name in self.law.coefficients(term)]
-        return np.concatenate([np.broadcast_to(column, (len(at), 1)) for column in found], axis=1)
+        names = self.law.coefficients(term)
+        found = np.empty((len(at), len(names)))
+        for place, name in enumerate(names):
+            found[:, [place]] = (at[:, [self.free.index(name)]] if name in self.free
+                                 else np.log(max(float(self.fixed[name]), 1e-300)) - shift)
+        return found
 
 
 def make(law: Law, points: Points, fixed: Mapping[str, float] | None = None, *, delta: float = DELTA) -> Problem:

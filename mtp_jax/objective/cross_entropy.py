@@ -45,6 +45,7 @@ class _Static:
     execution: Execution
     gradient: bool = False
     predictions: bool = False
+    each: bool = False  # what every position is worth is wanted, too
 
 
 def num_chunks(rows: int, length: int, vocab_size: int, logits_bytes: int) -> int:
@@ -112,6 +113,74 @@ def mtp_evaluate(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: ja
     return outputs["sums"], outputs["predictions"]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EachPosition:
+    """What the sums are made of; zeros and False where a position does not count.
+
+    Attributes:
+      loss_NxBxL: negative log-likelihood, nats.
+      correct_NxBxL: whether the target has the largest logit.
+      predictions_NxBxL: the id of the largest logit; None where it was not asked for.
+    """
+
+    loss_NxBxL: jax.Array
+    correct_NxBxL: jax.Array
+    predictions_NxBxL: jax.Array | None = None
+
+
+def weighted_cross_entropy(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array,
+                           mask_NxBxL: jax.Array, scale_N: jax.Array, weights_BxL: jax.Array, *, vocab_size: int,
+                           chunks: int = 1, execution: Execution = PLAIN) -> tuple[jax.Array, EachPosition]:
+    """Returns the loss of `mtp_cross_entropy` with a weight a position, differentiable in that, too.
+
+    loss = sum_k scale_k sum_i weight_i mask_ki nll_ki
+
+    Args:
+      weights_BxL: factor of each position, the same for all heads. Its gradient is sum_k scale_k mask_ki nll_ki.
+      (others): as for `mtp_cross_entropy`.
+
+    Returns:
+      The loss, and what each position is worth without the weights, which carries no gradient.
+    """
+    static = _Static(vocab_size, chunks, execution, each=True)
+    return _weighted(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL)
+
+
+def each_position(h_NxBxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array, mask_NxBxL: jax.Array,
+                  active_N: jax.Array, *, vocab_size: int, chunks: int = 1,
+                  execution: Execution = PLAIN) -> EachPosition:
+    """Returns what each position is worth, predictions too, without forming a gradient; arguments as `mtp_evaluate`."""
+    static = _Static(vocab_size, chunks, execution, predictions=True, each=True)
+    _, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, active_N.astype(jnp.float32))
+    return EachPosition(outputs["loss"], outputs["correct"], outputs["predictions"])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL):
+    loss, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL)
+    return loss, EachPosition(outputs["loss"], outputs["correct"])
+
+
+def _weighted_forward(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL):
+    static = dataclasses.replace(static, gradient=True)
+    loss, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL)
+    wide = outputs["loss"].dtype
+    worth_BxL = jnp.einsum("nbl,n->bl", outputs["loss"], scale_N.astype(wide)).astype(weights_BxL.dtype)
+    return ((loss, EachPosition(outputs["loss"], outputs["correct"])),
+            (outputs["h_gradient"], outputs["unembedding_gradient"], worth_BxL))
+
+
+def _weighted_backward(static, residuals, cotangents):
+    del static
+    g, _ = cotangents
+    h_gradient, unembedding_gradient, worth_BxL = (x * g.astype(x.dtype) for x in residuals)
+    return h_gradient, unembedding_gradient, None, None, None, worth_BxL
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N):
     loss, outputs = _run(static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N)
@@ -135,8 +204,9 @@ def _fused_backward(static, residuals, cotangents):
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N) -> tuple[jax.Array, dict]:
-    """Runs every head; the one loop behind loss, gradient and evaluation."""
+def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N, weights_BxL=None
+         ) -> tuple[jax.Array, dict]:
+    """Runs every head; the one loop behind loss, gradient and evaluation. Without weights every position counts 1."""
     wide = jnp.promote_types(jnp.float32, h_NxBxLxD.dtype)
     replicated = unembedding.ndim == 3
     # Gathered over fsdp once, not for every chunk of every head.
@@ -149,8 +219,10 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
         matrix = inputs["unembedding"].astype(h_NxBxLxD.dtype) if replicated else shared
 
         def compute():
-            outputs = _one_head(static, wide, inputs["h"], matrix, inputs["targets"], inputs["mask"], inputs["scale"])
-            loss = outputs["sums"].loss_N * inputs["scale"].astype(wide)
+            outputs = _one_head(static, wide, inputs["h"], matrix, inputs["targets"], inputs["mask"], inputs["scale"],
+                                weights_BxL)
+            total = outputs["sums"].loss_N if weights_BxL is None else jnp.sum(outputs["loss"] * weights_BxL)
+            loss = total * inputs["scale"].astype(wide)
             return loss, outputs
 
         if static.execution.skip_idle_heads:
@@ -179,7 +251,7 @@ def _run(static: _Static, h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, sca
     return carry["loss"], outputs
 
 
-def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL, scale) -> dict[str, Any]:
+def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL, scale, weights_BxL) -> dict[str, Any]:
     """Runs one head, chunk by chunk; `HeadSums` here holds scalars."""
     B, L, _ = h_BxLxD.shape
     C, S = static.chunks, parts()[1]
@@ -204,19 +276,20 @@ def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL,
         totals["unembedding_gradient"] = _no_gradient(matrix_VxD.shape, wide)
 
     def chunk(totals, inputs):
-        h, targets, mask = inputs
-        added, outputs = _one_chunk(static, wide, h, targets, mask, matrix_VxD, scale)
+        added, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
         return jax.tree.map(jnp.add, totals, added), outputs
 
+    inputs = (h_BxLxD, targets_BxL, mask_BxL, weights_BxL)
     if C == 1:
-        totals, outputs = _one_chunk(static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD, scale)
+        totals, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
     else:
-        totals, outputs = jax.lax.scan(chunk, totals, (cut(h_BxLxD), cut(targets_BxL), cut(mask_BxL)))
+        totals, outputs = jax.lax.scan(chunk, totals, jax.tree.map(cut, inputs))
         outputs = jax.tree.map(join, outputs)
     return {**totals, **outputs}
 
 
-def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD, scale) -> tuple[dict, dict]:
+def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, weights_BxL, matrix_VxD, scale
+               ) -> tuple[dict, dict]:
     """Returns what is added up over chunks and what is laid side by side; the only place where logits exist."""
     V = matrix_VxD.shape[0]
     logits_BxLxV = project(h_BxLxD, matrix_VxD.T, preferred_element_type=wide)
@@ -234,10 +307,14 @@ def _one_chunk(static: _Static, wide, h_BxLxD, targets_BxL, mask_BxL, matrix_VxD
     added: dict[str, Any] = {"sums": HeadSums(jnp.sum(loss_BxL), jnp.sum(weight_BxL),
                                               jnp.sum(correct_BxL.astype(wide)))}
     outputs: dict[str, Any] = {}
+    if static.each:
+        outputs |= {"loss": loss_BxL, "correct": correct_BxL}
     if static.predictions:
         outputs["predictions"] = jnp.argmax(logits_BxLxV, axis=-1).astype(jnp.int32)
     if static.gradient:
         factor_BxL = weight_BxL * scale.astype(wide)
+        if weights_BxL is not None:
+            factor_BxL = factor_BxL * weights_BxL.astype(wide)
         gradient_BxLxV = (exp_BxLxV * (factor_BxL / total_BxL)[:, :, None]
                           - jnp.where(hit_BxLxV, factor_BxL[:, :, None], 0)).astype(h_BxLxD.dtype)
         outputs["h_gradient"] = project(gradient_BxLxV, matrix_VxD)

@@ -5,12 +5,14 @@ width, L tokens a row, V vocabulary, T trunk layers, N heads):
 
     layer      = 2 D C (A + 2 K)  +  2 A C D  +  6 D F  +  attention
     attention  = 2 A C L          scores and weighted values over the L / 2 tokens that a causal mask leaves on average
-    forward    = T layer + M head + N 2 D V    of M of the N heads with parameters of their own
+    forward    = T layer + M head + N 2 D V    of M of the N heads with parameters of their own; as often as a looped
+                                               trunk is run, for the heads are read after every loop
     train step = 3 forward        the backward pass forms two products for each product of the forward pass
 
 `head` is what one prediction head runs before its unembedding: a layer, or 2 D D for a linear head. The lookup of
-the embedding multiplies nothing and is not counted. Recomputation (remat) is not counted either: these are the FLOPs
-that the model needs, not those that a setting spends. Masks between packed documents are not taken off.
+the embedding multiplies nothing and is not counted, nor is the exit gate of a looped trunk, one number a token.
+Recomputation (remat) is not counted either: these are the FLOPs that the model needs, not those that a setting spends.
+Masks between packed documents are not taken off.
 
 With `executed=True` the count is of what plain kernels run: attention over all L tokens, and the padded vocabulary.
 """
@@ -70,7 +72,7 @@ def forward_flops(model: ModelConfig, *, seq_len: int, trunk_layers: int, head_f
     vocab = model.padded_vocab_size if executed else model.vocab_size
     trunk = trunk_layers * layer_flops(model, seq_len=seq_len, executed=executed)
     own_heads = model.num_heads if own_heads is None else own_heads
-    return trunk + own_heads * head_flops + model.num_heads * 2 * model.d_model * vocab
+    return model.loops * (trunk + own_heads * head_flops + model.num_heads * 2 * model.d_model * vocab)
 
 
 def train_flops(model: ModelConfig, *, seq_len: int, trunk_layers: int, head_flops: int,

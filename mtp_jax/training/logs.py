@@ -40,10 +40,18 @@ class Record:
     expected_accepted_length: float | None = None  # tokens a self-speculative step would emit
     validation_bits_per_byte: Sequence[float | None] | None = None  # [N] where tokens are bytes
     sources: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None  # of a mixture: {name: {field: [N]}}
+    # Of a trunk that is run T times; head_loss and head_accuracy are then those after its last loop:
+    task_loss: float | None = None  # heads' expected losses, weighted as in the objective: without the entropy
+    entropy_term: float | None = None  # -beta times the entropy, what the objective adds to task_loss; nats
+    entropy: float | None = None  # of the exit distribution, mean over positions, nats
+    expected_head_loss: Sequence[float | None] | None = None  # [N] loss expected when tokens leave as the gate says
+    exit_share: Sequence[float | None] | None = None  # [T] share of tokens that leave after each loop
+    loops: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None  # {"1" .. "T": {field: [N]}}
 
 
 _OPTIONAL = ("tflops_per_device", "head_weights", "head_agreement", "expected_accepted_length",
-             "validation_bits_per_byte", "sources")
+             "validation_bits_per_byte", "sources", "task_loss", "entropy_term", "entropy", "expected_head_loss",
+             "exit_share", "loops")
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -262,8 +270,10 @@ class RunLog:
 def scalars(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the TensorBoard tags and values of a line, such as ("train/head_loss/1", 1.5); None is left out."""
     split, found = values["split"], []
-    named = {f"{source}/{name}": value for source, fields in values.get("sources", {}).items()
+    named = {f"{part}/{name}": value for part, fields in values.get("sources", {}).items()
              for name, value in fields.items()}
+    named |= {f"loop_{loop}/{name}": value for loop, fields in values.get("loops", {}).items()
+              for name, value in fields.items()}
     for name, value in {**values, **named}.items():
         if isinstance(value, list):
             found += [(f"{split}/{name}/{head}", v) for head, v in enumerate(value, 1) if v is not None]

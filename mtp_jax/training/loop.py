@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import operator
 import time
 from typing import Any
 
@@ -24,8 +23,9 @@ from mtp_jax.training import workdir as workdirs
 from mtp_jax.training.logs import Record, RunLog
 from mtp_jax.training.program import Program
 from mtp_jax.training.progress import Progress
+from mtp_jax.training.records import add, train_record, validation_record
 from mtp_jax.training.state import TrainState
-from mtp_jax.training.step import StepMetrics, ValidationSums
+from mtp_jax.training.step import StepMetrics
 
 
 class NonFiniteLoss(Exception):
@@ -136,13 +136,14 @@ class Run:
             for step in (1, 2):
                 start = time.perf_counter()
                 state, metrics = self.program.train_step(state, self.program.put(next(batches)))
-                record = train_record(step, jax.device_get(metrics))
+                metrics = jax.device_get(metrics)
+                record = train_record(step, metrics, self.program)
                 check_finite(record, metrics)
                 print(f"step {step}: loss {record.loss:.4f}, gradient norm {record.grad_norm:.4f}, "
                       f"{time.perf_counter() - start:.2f} s{' with compiling' if step == 1 else ''}")
         validation = next(iter(self.corpus.validation_batches(self.program.rows_of_process).values()))
         sums = self.program.validation_step(state.params, np.int32(2), self.program.put(validation[0]))
-        record = validation_record(2, self, {"": jax.device_get(sums)})
+        record = validation_record(2, self.program, {"": jax.device_get(sums)})
         print(f"validation on one batch: loss {record.loss:.4f}\nDry run: nothing was written to {self.workdir}.")
         return signals.DONE
 
@@ -206,7 +207,7 @@ class _Loop:
         (step, on_devices), self.pending = self.pending, None
         metrics = jax.device_get(on_devices)
         self.meter.tick(self.tokens)
-        record = train_record(step, metrics)
+        record = train_record(step, metrics, self.program)
         check_finite(record, metrics)
         self.progress.advance(step)
         if step == 1 or step % self.config.logging.log_every == 0 or step == self.config.train.num_steps:
@@ -220,11 +221,11 @@ class _Loop:
 
     def validate(self, state: TrainState, step: int) -> None:
         """Runs over the held-out batches of each source and logs the means."""
-        parts = {name: functools.reduce(_add, (
+        parts = {name: functools.reduce(add, (
             self.program.validation_step(state.params, np.int32(step), self.program.put(batch)) for batch in batches))
             for name, batches in self.validation.items()}
         parts = {name: jax.device_get(sums) for name, sums in parts.items()}  # JAX would sort the names
-        record = validation_record(step, self.run_, parts)
+        record = validation_record(step, self.program, parts)
         self.log.write(record)
         self.progress.show(record)
 
@@ -272,61 +273,6 @@ class _Profiler:
             jax.profiler.stop_trace()
             self._on = False
             logging.info("Profile of steps %d to %d: tensorboard --logdir=%s", self._first, self._last, self._folder)
-
-
-def train_record(step: int, metrics: StepMetrics) -> Record:
-    """Returns the record of a step from its metrics on the host."""
-    loss, correct, _ = _means(metrics.sums, metrics.weights_N)
-    return Record(step=step, split="train", loss=float(metrics.loss), head_loss=loss, head_accuracy=correct,
-                  head_weights=[float(weight) for weight in metrics.weights_N],
-                  learning_rate=float(metrics.learning_rate), grad_norm=float(metrics.grad_norm))
-
-
-def _add(first: ValidationSums, second: ValidationSums) -> ValidationSums:
-    """Returns the sums over both."""
-    return jax.tree.map(operator.add, first, second)
-
-
-def validation_record(step: int, run: Run, parts: dict[str, ValidationSums]) -> Record:
-    """Returns the record of a validation pass from its sums by source, on the host; means are over all of them."""
-    weights = run.program.weights
-    weights_N = weights(np.int32(step))
-    sums = functools.reduce(_add, parts.values())
-    loss, correct, active = _means(sums.heads, weights_N)
-    factors = np.asarray(weights.reduce(weights_N))
-    agreement = sums.agreement
-    in_bytes = run.config.data.tokenizer == "bytes"
-    full = all(active)
-
-    def source(heads: Any) -> dict[str, list[float | None]]:
-        loss, correct, _ = _means(heads, weights_N)
-        bits = {"validation_bits_per_byte": _bits(loss)} if in_bytes else {}
-        return {"head_loss": loss, "head_accuracy": correct, **bits}
-
-    return Record(
-        step=step, split="validation", head_loss=loss, head_accuracy=correct,
-        loss=float(sum(factor * value for factor, value in zip(factors, loss) if value is not None)),
-        head_agreement=[float(agreement.agree_N[k] / agreement.count_N[k]) if active[0] and active[k] else None
-                        for k in range(len(loss))],
-        expected_accepted_length=float(1 + agreement.accepted / agreement.accepted_count)
-        if full and agreement.accepted_count else None,
-        validation_bits_per_byte=_bits(loss) if in_bytes else None,
-        sources={name: source(part.heads) for name, part in parts.items()} if run.config.data.mixture else None)
-
-
-def _bits(loss: list[float | None]) -> list[float | None]:
-    """Returns nats as bits."""
-    return [None if value is None else value / math.log(2) for value in loss]
-
-
-def _means(sums: Any, weights_N: Any) -> tuple[list[float | None], list[float | None], list[bool]]:
-    """Returns mean loss, accuracy and activity of each head; None for a head that rests or has no target."""
-    active = [bool(weight > 0 and count > 0) for weight, count in zip(np.asarray(weights_N), sums.count_N)]
-
-    def mean(values: Any) -> list[float | None]:
-        return [float(value / count) if on else None for value, count, on in zip(values, sums.count_N, active)]
-
-    return mean(sums.loss_N), mean(sums.correct_N), active
 
 
 def check_finite(record: Record, metrics: StepMetrics) -> None:

@@ -100,7 +100,7 @@ class Program:
         kept = {"none": 4 * model.d_model + attention + 3 * model.mlp_dim, "dots": 2 * model.d_model + attention
                 + 2 * model.mlp_dim, "full": model.d_model}[compute.remat]
         layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
-        activations = tokens * width * (layers * kept + 2 * model.num_heads * model.d_model)
+        activations = tokens * width * (layers * kept + 2 * model.num_heads * model.d_model) * model.loops
         logits = 3 * min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size)
         return self.state_bytes() + params + activations + logits
 

@@ -16,11 +16,18 @@ from mtp_jax.objective import (
     AgreementSums,
     HeadSums,
     HeadWeights,
+    LoopSums,
     agreement_sums,
+    every_loop_of,
+    expected_loss,
+    gate_loss,
+    last_loop,
+    loop_sums,
     mtp_cross_entropy,
     mtp_evaluate,
     multi_token_targets,
     num_chunks,
+    positions_of,
 )
 from mtp_jax.parallel import Layout, constrain, use_layout
 from mtp_jax.training import optimizer as optimizers
@@ -36,10 +43,11 @@ class StepMetrics:
 
     Attributes:
       loss: the objective, as it was differentiated.
-      sums: per head, over the global batch.
+      sums: per head, over the global batch; of a looped trunk, after its last loop.
       weights_N: loss weights of the step.
       grad_norm: Euclidean norm of the gradient before clipping.
       learning_rate: of the step.
+      loops: of a trunk that is run more than once, the sums over its loops.
     """
 
     loss: jax.Array
@@ -47,6 +55,7 @@ class StepMetrics:
     weights_N: jax.Array
     grad_norm: jax.Array
     learning_rate: jax.Array
+    loops: LoopSums | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +65,7 @@ class ValidationSums:
 
     heads: HeadSums
     agreement: AgreementSums
+    loops: LoopSums | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +88,7 @@ def loss_chunks(config: Config, layout: Layout, rows: int) -> int:
     on_one_device = max(1, rows // layout.size("batch"))
     vocab = config.model.padded_vocab_size // layout.size("vocab")
     length = config.data.seq_len // layout.size("length")
-    return num_chunks(on_one_device, length, vocab, config.compute.logits_bytes)
+    return num_chunks(on_one_device * config.model.loops, length, vocab, config.compute.logits_bytes)
 
 
 def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, execution: Execution, weights: HeadWeights,
@@ -100,16 +110,20 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
     parts = config.compute.microbatches
     vocab_size = config.model.vocab_size or 0
     chunks = loss_chunks(config, layout, config.data.batch_size // parts)
+    how: dict[str, Any] = {"vocab_size": vocab_size, "chunks": chunks, "execution": execution}
+    looped = config.model.loops > 1
 
     def targets_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
         return multi_token_targets(batch["tokens"], batch["segments"], batch["positions"], config.model.num_heads,
                                    config.objective.prompt_end)
 
     def states_of(params: Params, batch: Batch, weights_N: jax.Array):
+        """The heads' states (looped: after every loop, with the gate's logits) and the unembedding."""
         model = spec.bind(params)
-        h_NxBxLxD = model(batch["tokens"], batch["segments"], batch["positions"], weights_N=weights_N,
-                          detach_trunk=config.objective.detach_trunk, execution=execution)
-        return h_NxBxLxD, model.unembedding_matrix()
+        run = model.every_loop if looped else model
+        states = run(batch["tokens"], batch["segments"], batch["positions"], weights_N=weights_N,
+                     detach_trunk=config.objective.detach_trunk, execution=execution)
+        return states, model.unembedding_matrix()
 
     def over_parts(run: Callable[[Batch], Any], batch: Batch) -> Any:
         """Returns the sum of what `run` returns for each microbatch."""
@@ -130,21 +144,30 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
         params = spec.init(key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(partition(params, trainable)[0]))
 
-    def gradient(state: TrainState, batch: Batch, weights_N: jax.Array) -> tuple[jax.Array, HeadSums, Params]:
+    def gradient(state: TrainState, batch: Batch, weights_N: jax.Array) -> tuple[jax.Array, Any, Params]:
         """Loss, sums and gradient of the global batch, microbatch by microbatch."""
         params, frozen = partition(state.params, trainable)
         # The denominators are those of the whole global batch, known before the first microbatch: gradients of
         # microbatches and devices then simply add up, however unevenly the targets are spread.
-        counts_N = jnp.sum(targets_of(batch)[1].astype(jnp.float32), axis=(1, 2))
+        mask_NxBxL = targets_of(batch)[1]
+        counts_N = jnp.sum(mask_NxBxL.astype(jnp.float32), axis=(1, 2))
         scale_N = weights.reduce(weights_N) / jnp.maximum(counts_N, 1)
+        places = jnp.sum(positions_of(mask_NxBxL).astype(jnp.float32)) if looped else None
 
-        def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, HeadSums]:
-            h_NxBxLxD, unembedding = states_of(combine(params, frozen), batch, weights_N)
+        def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+            states, unembedding = states_of(combine(params, frozen), batch, weights_N)
             targets_NxBxL, mask_NxBxL = targets_of(batch)
-            return mtp_cross_entropy(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
-                                     vocab_size=vocab_size, chunks=chunks, execution=execution)
+            if places is None:
+                return mtp_cross_entropy(states, unembedding, targets_NxBxL, mask_NxBxL, scale_N, **how)
+            objective = config.objective
+            if objective.loop_objective == "gate":
+                active_N = (weights_N > 0).at[0].set(True)
+                return gate_loss(*states, unembedding, targets_NxBxL, mask_NxBxL, 1 / jnp.maximum(counts_N[0], 1),
+                                 active_N, sharpness=objective.gate_sharpness, margin=objective.gate_margin, **how)
+            return expected_loss(*states, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
+                                 objective.exit_entropy / jnp.maximum(places, 1), **how)
 
-        def of_part(part: Batch) -> tuple[jax.Array, HeadSums, Params]:
+        def of_part(part: Batch) -> tuple[jax.Array, Any, Params]:
             (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(params, part)
             return loss, sums, jax.tree.map(lambda g: g.astype(jnp.promote_types(jnp.float32, g.dtype)), grads)
 
@@ -161,7 +184,8 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
                                                      weighted_N=weights_N > 0)
             lr = rate(state.step + 1)
             params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
-            metrics = StepMetrics(loss, sums, weights_N, optax.tree.norm(grads), jnp.asarray(lr, jnp.float32))
+            metrics = StepMetrics(loss, last_loop(sums) if looped else sums, weights_N, optax.tree.norm(grads),
+                                  jnp.asarray(lr, jnp.float32), sums if looped else None)
             return TrainState(state.step + 1, combine(params, frozen), opt_state), metrics
 
     def validate(params: Params, step: jax.Array, batch: Batch) -> ValidationSums:
@@ -169,12 +193,20 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
             weights_N = weights(step)
 
             def of_part(part: Batch) -> ValidationSums:
-                h_NxBxLxD, unembedding = states_of(params, part, weights_N)
+                states, unembedding = states_of(params, part, weights_N)
                 targets_NxBxL, mask_NxBxL = targets_of(part)
-                sums, predictions_NxBxL = mtp_evaluate(h_NxBxLxD, unembedding, targets_NxBxL, mask_NxBxL,
-                                                       weights_N > 0, vocab_size=vocab_size, chunks=chunks,
-                                                       execution=execution)
-                return ValidationSums(sums, agreement_sums(predictions_NxBxL, mask_NxBxL, weights_N > 0))
+                active_N = weights_N > 0
+                if looped:
+                    h_NxBxTxLxD, gate_TxBxL = states
+                    each, predictions_NxBxL = every_loop_of(h_NxBxTxLxD, unembedding, targets_NxBxL, mask_NxBxL,
+                                                            active_N, **how)
+                    loops = loop_sums(each, gate_TxBxL, mask_NxBxL)
+                    sums = last_loop(loops)
+                else:
+                    loops = None
+                    sums, predictions_NxBxL = mtp_evaluate(states, unembedding, targets_NxBxL, mask_NxBxL, active_N,
+                                                           **how)
+                return ValidationSums(sums, agreement_sums(predictions_NxBxL, mask_NxBxL, active_N), loops)
 
             return over_parts(of_part, batch)
 

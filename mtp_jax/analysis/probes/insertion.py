@@ -111,6 +111,7 @@ def measure(options: Options, *, model: DecodingModel | None = None) -> Found:
         window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer)
     config.validate()
     request = Request(config, task.options(options.set), model=model)
+    options.read_sentences(), request.data  # noqa: B018  (that they exist shows before the model is loaded)
     model = request.model
     questions = load_questions(options.task, request, options.instruction)
     cells = make_cells(options, model, questions)

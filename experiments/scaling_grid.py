@@ -19,7 +19,8 @@ Expected: the held-out loss of head 1 falls with N and D; what else holds is in 
 
 from mtp_jax import train
 from mtp_jax.analysis import study_measure, study_plot
-from mtp_jax.analysis.study import Cell, Study
+from mtp_jax.analysis.scaling.report import report
+from mtp_jax.analysis.study import CELLS_FOLDER, Cell, Study, folder_names
 from mtp_jax.config import default_config
 
 WIDTHS = (48, 80, 128, 200)  # 0.28, 0.77, 1.97 and 4.8 million parameters outside embedding and unembedding
@@ -70,12 +71,18 @@ def cell(width, heads, loops):
 
 
 def plot(rows, folder):
-    """Draws the last losses of head 1 over the width."""
-    picture = study_plot.Picture()
-    curves = {f"n = {n}, T = {t}": sorted((row["d_model"], row["head_loss_1"]) for row in rows
-                                          if (row["num_heads"], row["loops"]) == (n, t)) for n in HEADS for t in LOOPS}
-    picture.lines(0, curves, x="width", y="held-out loss of head 1, nats a byte")
-    return [picture.save(folder / "scaling_grid.png")]
+    """Draws the last losses of head 1, and fits the laws to all points of the cells that are there."""
+    picture = study_plot.Picture(len(LOOPS))
+    for panel, loops in enumerate(LOOPS):
+        curves = {f"n = {n}": {row["d_model"]: [row["head_loss_1"]] for row in rows
+                               if (row["num_heads"], row["loops"]) == (n, loops)} for n in HEADS}
+        picture.lines(panel, {label: points for label, points in curves.items() if points}, x="width",
+                      y="last held-out loss of head 1, nats a byte", title=f"T = {loops}")
+    paths = [picture.save(folder / "scaling_grid.png")]
+    cells = folder.parent / CELLS_FOLDER
+    folders = [cells / name for name in folder_names(study()).values() if (cells / name).exists()]
+    (folder / "report.md").write_text(report(folders, folder))
+    return [*paths, folder / "report.md"]
 
 
 if __name__ == "__main__":

@@ -187,15 +187,16 @@ def fitting(options: Options, model: DecodingModel, questions: Questions, cells:
         raise ValueError(f"--task={options.task} has no problem that can be asked.")
     keep = [number for number, need in enumerate(needs) if need <= model.window]
     if len(keep) < len(needs) and not (keep and options.leave_out):
-        worst = int(np.argmax(needs))
-        also = "a reference answer" if options.loss_only else "an answer"
-        remedy = "--leave_out leaves the others out; or lower --k" if keep else "lower --k"
+        worst, plain = int(np.argmax(needs)), sum(need - len(longest.ids) <= model.window for need in needs)
+        room = "a reference answer" if options.loss_only else (
+            f"{questions.drawing.max_new_tokens} new tokens, or a longer reference answer,")
         raise ValueError(
-            f"The longest insertion, k={longest.k} of {longest.condition!r}, has {len(longest.ids)} tokens, and with "
-            f"it {len(keep)} of {len(needs)} problems fit the window of {model.window} tokens with {also}: the "
-            f"longest, {questions.questions[worst].name!r}, needs {needs[worst]}, {len(questions.instruction)} of them "
-            f"instruction. {remedy}, take a shorter --instruction or "
-            "--max_new_tokens, or raise --window beyond what the model was trained on.")
+            f"The longest insertion, k={longest.k} of {longest.condition!r}, has {len(longest.ids)} tokens. With it "
+            f"and {room} {len(keep)} of {len(needs)} problems fit the window of {model.window} tokens, without it {plain}: "
+            f"the longest, {questions.questions[worst].name!r}, needs {needs[worst]}, {len(questions.instruction)} of "
+            f"them instruction. {'Leave the others out by --leave_out, lower' if keep else 'Lower'} --k, take a "
+            "shorter --instruction" + ("" if options.loss_only else " or --max_new_tokens") +
+            ", or raise --window beyond what the model was trained on.")
     left_out = [question.name for number, question in enumerate(questions.questions) if needs[number] > model.window]
     return (dataclasses.replace(questions, questions=[questions.questions[number] for number in keep]),
             [dataclasses.replace(cell, fillers=[cell.fillers[number] for number in keep]) for cell in cells], left_out)

@@ -31,16 +31,17 @@ def draw(result: Mapping[str, Any], path: epath.PathLike, *, k: int) -> epath.Pa
     picture = Picture(panels, title=f"{result['task']}, {result['problems']} problems", rows=1 + (panels == 4))
     groups = [(position, _at(result, position)) for position in result["settings"]["positions"]]
     _bars(picture, groups, k, accuracy)
-    cells = _at(result, place)
+    cells, x = _at(result, place), "k, tokens" if result["settings"]["same_tokens"] else "k, repetitions"
     panel = 1
     if accuracy:
-        _lines(picture, panel, cells, [(1, _accuracy)], y="accuracy", title=f"position {place}")
+        _lines(picture, panel, cells, [(1, _accuracy)], x=x, y="accuracy", title=f"position {place}")
         panel += 1
     for part in parts:
         heads = sorted(map(int, result["cells"][0]["loss"][part]))
         shown = list(dict.fromkeys((heads[0], heads[-1])))
-        _lines(picture, panel, cells, [(head, _loss(part, head)) for head in shown], y=f"loss on the {part} (nats)",
-               title=f"position {place}" + (f"; dashed: head {shown[-1]}" if len(shown) > 1 else ""))
+        _lines(picture, panel, cells, [(head, _moved(part, head)) for head in shown], x=x,
+               y=f"{part} loss minus that without (nats)", title=f"position {place}" + (
+                   f"; dashed: head {shown[-1]}" if len(shown) > 1 else ""))
         panel += 1
     return picture.save(path)
 
@@ -88,9 +89,9 @@ def _bars(picture: Picture, groups: Sequence[tuple[str, Sequence[Mapping[str, An
 
 
 def _lines(picture: Picture, panel: int, cells: Sequence[Mapping[str, Any]], series: Sequence[tuple[int, Pick]], *,
-           y: str, title: str) -> None:
+           x: str, y: str, title: str) -> None:
     """Draws a line a condition and head over k; all begin where nothing is inserted."""
-    axis = picture.frame(panel, "k, repetitions", y, title)
+    axis = picture.frame(panel, x, y, title)
     for number, name in enumerate(one for one in CONDITIONS if one != NONE):
         own = [cell for cell in cells if cell["condition"] in (NONE, name)]
         if len(own) < 2:
@@ -109,8 +110,13 @@ def _accuracy(cell: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return cell.get("accuracy")
 
 
-def _loss(part: str, head: int) -> Pick:
-    return lambda cell: cell["loss"][part].get(str(head))
+def _moved(part: str, head: int) -> Pick:
+    """Returns what gives a cell's difference of a loss from that without insertion; 0 of the latter itself."""
+    def pick(cell: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        found = cell["loss"][part].get(str(head))
+        return None if found is None else found.get("difference", {"mean": 0.0, "interval": (0.0, 0.0)})
+
+    return pick
 
 
 def _error(found: Mapping[str, Any]) -> list[list[float]]:

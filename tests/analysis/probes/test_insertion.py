@@ -225,15 +225,15 @@ def test_what_does_not_fit_is_told_before_anything_runs_or_left_out(run, place, 
     monkeypatch.setattr(Scorer, "read", lambda *args, **more: pytest.fail("something ran"))
     tight = options_of(place, condition=("meaningless",), k=("0", "9"), position=("between",), loss_only=True)
     model = type(model)(model.config, model.weights, model.heads, 50, model.tokenizer)
-    with pytest.raises(ValueError, match=r"k=9 of 'meaningless', has 9 tokens, .* 3 of 4 problems fit the window of 50 "
-                                         r".*'gsm8k/2', needs 56, 5 of them instruction. --leave_out"):
+    with pytest.raises(ValueError, match=r"k=9 of 'meaningless', has 9 tokens. .* 3 of 4 problems fit the window of 50 "
+                                         r"tokens, without it 4: .*'gsm8k/2', needs 56, 5 of them instruction. Leave"):
         insertion.measure(tight, model=model)
     monkeypatch.undo()
     found = insertion.measure(Options(**{**vars(tight), "leave_out": True}), model=model)
     result = insertion_report.report(tight, found)
     assert result["left_out"] == ["gsm8k/2"] and result["problems"] == 3
     assert "1 of 4 problems do not fit" in " ".join(result["notes"]) and "accuracy" not in result["cells"][0]
-    with pytest.raises(ValueError, match="0 of 4 problems fit .* lower --k"):
+    with pytest.raises(ValueError, match="0 of 4 problems fit .* Lower --k"):
         insertion.measure(Options(**{**vars(tight), "leave_out": True, "k": ("60",)}), model=model)
 
 

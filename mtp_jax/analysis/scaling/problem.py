@@ -57,8 +57,7 @@ class Problem:
 
     def values(self, at: np.ndarray) -> dict[str, float]:
         """Returns {parameter: value} of all parameters in plain units, from search coordinates [P]."""
-        many = self.columns(np.asarray(at)[None])
-        return {name: float(many[name][0]) for name in self.law.parameters}
+        return {name: float(many[0]) for name, many in self.columns(at[None]).items()}
 
     def columns(self, at: np.ndarray) -> dict[str, np.ndarray]:
         """Returns {parameter: values [S]} in plain units, from search coordinates [S, P]."""
@@ -73,7 +72,7 @@ class Problem:
                 else:
                     found[name] = np.full(len(at), float(self.fixed[name]))
             found |= {name: powers[name][:, 0] * self.unit(term, name) for name in term.parameters}
-        return found
+        return {name: found[name] for name in self.law.parameters}
 
     def search(self, values: Mapping[str, float]) -> np.ndarray:
         """Returns the search coordinates [P] of values in plain units, brought inside the ranges."""

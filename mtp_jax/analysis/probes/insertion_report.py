@@ -31,9 +31,9 @@ def report(options: Options, found: Found) -> dict[str, Any]:
     for number, cell in enumerate(found.cells):
         plain = number if cell.condition == NONE else plain
         entry = _counts(cell)
-        entry |= _losses(found.readings[number], found.readings[plain], found.model.heads, seed, plain == number)
+        entry |= losses(found.readings[number], found.readings[plain], found.model.heads, seed, plain == number)
         if found.answers is not None:
-            entry |= _accuracies(found.answers[number], found.answers[plain], seed, plain == number)
+            entry |= accuracies(found.answers[number], found.answers[plain], seed, plain == number)
         cells.append(entry)
     for rule in ("accuracy", "lenient_accuracy"):
         tested = [cell[rule]["difference"] for cell in cells if "difference" in cell.get(rule, {})]
@@ -123,7 +123,7 @@ def _counts(cell: Cell) -> dict[str, Any]:
             "merged": filler.merged}
 
 
-def _losses(sums: Sums, plain: Sums, heads: int, seed: int, is_plain: bool) -> dict[str, Any]:
+def losses(sums: Sums, plain: Sums, heads: int, seed: int, is_plain: bool) -> dict[str, Any]:
     """Returns mean losses of every head, and the length of drafts that head 1 would accept, in nats and tokens."""
     loss: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     length: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def _losses(sums: Sums, plain: Sums, heads: int, seed: int, is_plain: bool) -> d
     return {"loss": loss, "agreement_length": length}
 
 
-def _accuracies(answers: Answers, plain: Answers, seed: int, is_plain: bool) -> dict[str, Any]:
+def accuracies(answers: Answers, plain: Answers, seed: int, is_plain: bool) -> dict[str, Any]:
     """Returns accuracies, what drafting took, and what was written."""
     found: dict[str, Any] = {}
     for rule, passed, before in (("accuracy", answers.passed, plain.passed),

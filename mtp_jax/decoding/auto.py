@@ -255,9 +255,11 @@ def conditions(model: DecodingModel, batch: int, length: int, sampling: Sampling
     sorts = ", sorted" if sampling.top_k > 0 or sampling.top_p < 1 else ""
     rule = {GREEDY: "greedy", LOSSLESS: "lossless", TYPICAL: "typical"}[int(sampling.rule)] + sorts
     devices = [jax.devices(model.platform)[0]] if model.layout is None else list(model.layout.mesh.devices.flat)
+    loops = f", {model.config.loops} loops, exit {model.exit_threshold}" if model.config.loops > 1 else ""
     mesh = "" if model.layout is None else f", {dict(model.layout.mesh.shape)}"
     return (f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, batch {batch}, "
-            f"cache of {bucket(model, length + model.heads)}, {model.config.dtype}, {model.cache_dtype}, {rule}{mesh}")
+            f"cache of {bucket(model, length + model.heads)}, {model.config.dtype}, {model.cache_dtype}, {rule}"
+            f"{loops}{mesh}")
 
 
 def tree_name(tree: Tree) -> str:

@@ -27,7 +27,8 @@ from mtp_jax.planning.roofline import NETWORK, least_and_most, roofline
 from mtp_jax.training import flops
 
 ASSUMPTIONS = (
-    "a block reads every weight in use and the whole cache once, at the chip's published bandwidth",
+    "a block reads every weight in use, a looped trunk's once a loop, and the whole cache once, at the chip's "
+    "published bandwidth",
     "matmuls at the chip's published bfloat16 peak",
     NETWORK,
     "computing, memory and network wholly overlap: the block takes the longest of them",
@@ -79,6 +80,7 @@ def plan_decoding(config: Config, topology: Topology, *, experiment: str) -> dic
     hbm = topology.chip.hbm_bytes if topology.chip else None
     embedding = _bytes(weights.embedding_VxD)
     read = held - (0 if shape.tie_embedding else embedding) + cache  # of the embedding a few rows
+    read += (shape.loops - 1) * _bytes(weights.trunk)
     flops_a_device = report["flops_per_device"]
     bounds = roofline(topology, executed_flops=flops_a_device, memory_bytes=read, traffic=block.traffic)
     peak = topology.chip.tflops * 1e12 if topology.chip else None
@@ -100,9 +102,9 @@ def plan_decoding(config: Config, topology: Topology, *, experiment: str) -> dic
 def block_flops(config: Config, capacity: int) -> float:
     """Returns the matmul FLOPs of a block over all devices.
 
-    Trunk, head 1 and its unembedding run at all k positions of a row, heads 2..k and theirs at one; what those write
-    into the cache everywhere is counted as their keys' and values' products. Heads that draft in turn run at 2 (k - 1)
-    positions each, the last of them at one.
+    Trunk, in all its loops, head 1 and its unembedding run at all k positions of a row, heads 2..k and theirs at one;
+    what those write into the cache everywhere is counted as their keys' and values' products. Heads that draft in turn
+    run at 2 (k - 1) positions each, the last of them at one.
 
     Args:
       config: with the vocabulary's size.
@@ -116,7 +118,8 @@ def block_flops(config: Config, capacity: int) -> float:
     first = head if kind.own(1) else 0
     window = 2 * (k - 1) if kind.in_turn else k  # positions at which a further head writes into the cache
     others = max(0, k - 2) if kind.in_turn else 0  # further heads that run at all of these
-    a_row = k * (num_trunk_layers(model) * layer + first + logits) + (k - 1) * (head + logits + (window - 1) * written)
+    trunk = model.loops * num_trunk_layers(model) * layer
+    a_row = k * (trunk + first + logits) + (k - 1) * (head + logits + (window - 1) * written)
     a_row += others * (window - 1) * (head - written)
     return config.data.batch_size * a_row
 

@@ -11,6 +11,8 @@ heads. T is the tokens of one microbatch on one device.
     working      of the backward pass: one layer's inside; where tensor splits states, whole ones before and after they
                  are; two layers' gathered weights
 
+A looped trunk's loops, and the heads after each, count like layers and heads of their own.
+
 The peak is state and activations with the larger of the two that come one after the other: loss, or gradients and
 working.
 """
@@ -23,7 +25,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from mtp_jax.config import Config
+from mtp_jax.config import Config, ModelConfig
 from mtp_jax.model import ModelSpec, get_head_kind, num_trunk_layers
 from mtp_jax.parallel.mesh import AXES, parse_dcn_mesh
 from mtp_jax.parallel.topology import Topology
@@ -166,14 +168,15 @@ class Estimator:
         kind, split_heads = get_head_kind(model.head_kind), self.parts("pred_heads", sizes)
         # Heads side by side read the same state; those that stack keep one each.
         deep = kind.layers(model.num_heads) / split_heads
-        layers = num_trunk_layers(model) + (0 if choice.remat == "full" and kind.abreast else deep)
+        layers = model.loops * (num_trunk_layers(model) + (0 if choice.remat == "full" and kind.abreast else deep))
         matrix = model.padded_vocab_size / self.parts("vocab", sizes) * model.d_model
-        logits = min(compute.logits_bytes, 4 * tokens * model.padded_vocab_size / self.parts("vocab", sizes))
+        logits = min(compute.logits_bytes,
+                     4 * model.loops * tokens * model.padded_vocab_size / self.parts("vocab", sizes))
         gathered = 2 * self._layer_parameters(sizes) * width if self.parts("embed", sizes) > 1 else 0
         whole = WHOLE_STATES * model.d_model if residual < model.d_model else 0
         return Memory(there * kept + 2 * trained * wide + batch, trained * wide * (2 if choice.microbatches > 1 else 1),
                       each * layers * tokens * width,
-                      2 * model.num_heads / split_heads * tokens * model.d_model * width + logits
+                      2 * model.loops * model.num_heads / split_heads * tokens * model.d_model * width + logits
                       + matrix * (wide + width), (WORKING * inside + whole) * tokens * width + gathered)
 
     def largest_rows(self, choice: Choice, limit: float) -> int:
@@ -195,7 +198,7 @@ class Estimator:
         crossing = sum(sent for axis, sent in wires.items() if slices[axis] > 1)
         model, sizes = self.config.model, choice.sizes
         width, passes = jnp.dtype(model.dtype).itemsize, 3 if choice.remat == "full" else 2
-        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
+        layers = _layers(model)
         tokens = (self.config.data.batch_size / self.parts("batch", sizes) * self.config.data.seq_len
                   / self.parts("length", sizes))
         moved = 2 * self.memory(choice).state + passes * width * layers * (
@@ -227,7 +230,7 @@ class Estimator:
         parts, again = choice.microbatches, 1 if choice.remat == "full" else 0
         rows = self.config.data.batch_size / self.parts("batch", sizes)
         tokens = rows * self.config.data.seq_len / self.parts("length", sizes)  # of all microbatches
-        layers = num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads)
+        layers = _layers(model)
 
         def ring(axis: str) -> float:
             return (sizes[axis] - 1) / sizes[axis]
@@ -235,10 +238,10 @@ class Estimator:
         states = tokens * model.d_model * width
         keys = rows * self.config.data.seq_len * 2 * model.kv_heads * model.attention_head_dim * width
         return {"data": ring("data") * parts * 2 * trained * wide,
-                "fsdp": ring("fsdp") * parts * fsdp * (2 * there * width + trained * wide),
+                "fsdp": ring("fsdp") * parts * fsdp * (2 * model.loops * there * width + trained * wide),
                 "sequence": ring("sequence") * (layers * (2 + again) * keys / self.parts("kv_heads", sizes)
                                                 + parts * 2 * trained * wide * fsdp),
-                "tensor": ring("tensor") * states * (layers * (8 + 3 * again) + 2 * model.num_heads),
+                "tensor": ring("tensor") * states * (layers * (8 + 3 * again) + 2 * model.loops * model.num_heads),
                 "pred_heads": ring("pred_heads") * 2 * states}
 
     def _parameters(self, sizes: Mapping[str, int]) -> tuple[float, float]:
@@ -287,7 +290,13 @@ def executed_flops(config: Config, remat: str, devices: int, pred_heads: int, *,
     heads = (3 * kind.own(model.num_heads) * kind.matmul_flops(model, layer)
              + 3 * model.num_heads * 2 * model.d_model * vocab
              + kind.layers(model.num_heads) * again)  # linear heads are not run again
-    return (trunk * pred_heads + heads) * config.data.batch_size * config.data.seq_len / devices
+    tokens = config.data.batch_size * config.data.seq_len
+    return model.loops * (trunk * pred_heads + heads) * tokens / devices
+
+
+def _layers(model: ModelConfig) -> int:
+    """Returns how many layers a token goes through, heads' and all loops of a looped trunk counted."""
+    return model.loops * (num_trunk_layers(model) + get_head_kind(model.head_kind).layers(model.num_heads))
 
 
 def divisors(number: int) -> Sequence[int]:

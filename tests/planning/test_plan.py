@@ -80,7 +80,8 @@ def test_a_plan_on_fake_devices():
 
 
 @pytest.mark.parametrize("kind, changes", [
-    ("parallel", {}), ("medusa", {"num_layers": 3, "medusa_layers": 4}), ("sequential", {"num_layers": 2})])
+    ("parallel", {}), ("medusa", {"num_layers": 3, "medusa_layers": 4}), ("sequential", {"num_layers": 2}),
+    pytest.param("parallel", {"num_layers": 3, "trunk_kind": "looped", "loops": 3}, marks=pytest.mark.slow)])
 def test_flops_are_what_the_compiler_counts_where_there_are_no_loops(kind, changes):
     model = ModelConfig(**{**dict(num_heads=2, num_layers=4, d_model=256, num_attention_heads=4, d_ff=640,
                                   vocab_size=512, head_kind=kind), **changes})

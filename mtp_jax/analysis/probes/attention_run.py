@@ -21,6 +21,7 @@ from mtp_jax.analysis.probes.conditions import (
     MEANINGFUL,
     MEANINGLESS,
     NONE,
+    POSITIONS,
     Condition,
     Insertion,
     check_fits,
@@ -61,7 +62,8 @@ def run(options: Options) -> str:
 
 
 def chosen(options: Options) -> list[Condition]:
-    """Returns the conditions to compare, none first; ValueError where one is unknown."""
+    """Returns the conditions to compare, none first; ValueError where one, or the position, is unknown."""
+    check_choice("--position", options.position, POSITIONS)
     units = {MEANINGLESS: options.meaningless, MEANINGFUL: options.meaningful}
     for name in options.condition:
         check_choice("--condition", name, CONDITIONS)

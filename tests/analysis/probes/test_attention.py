@@ -14,11 +14,11 @@ from mtp_jax.analysis.probes.conditions import insert
 from mtp_jax.decoding.model import DecodingModel
 from mtp_jax.model import ModelSpec, attention
 from mtp_jax.model.stacks import Execution
-from tests.small_model import make_config, make_params
+from tests.small_model import QUICK, make_config, make_params
 
-KINDS = {"parallel": dict(num_layers=5), "causal": dict(head_kind="causal", qk_norm=True),
+KINDS = {"causal": dict(head_kind="causal", qk_norm=True),
          "anticausal": dict(head_kind="anticausal"), "sequential": dict(head_kind="sequential", num_layers=2),
-         "looped": dict(num_layers=5, trunk_kind="looped", loops=2)}
+         "parallel, looped": dict(num_layers=5, trunk_kind="looped", loops=2)}
 KINDS = {kind: {"num_attention_heads": 4, "num_kv_heads": 2, **changes} for kind, changes in KINDS.items()}
 L = 64
 ROWS = np.random.default_rng(0).integers(0, 11, (2, L), dtype=np.int32)
@@ -31,18 +31,20 @@ def make_model(config):
 
 def every_layer(config, monkeypatch):
     """Returns (q, k, v, o) of every layer with attention, in the order in which the training forward runs them."""
-    calls = []
+    def forward(params, rows):
+        calls = []
 
-    def kernel(q, k, v, segments, layout):
-        o = attention.KERNELS["xla"](q, k, v, segments, layout)
-        calls.append(tuple(map(np.asarray, (q, k, v, o))))
-        return o
+        def kernel(q, k, v, segments, layout):
+            calls.append((q, k, v, attention.KERNELS["xla"](q, k, v, segments, layout)))
+            return calls[-1][-1]
 
-    monkeypatch.setitem(attention.KERNELS, "noted", kernel)
-    positions = np.broadcast_to(np.arange(L, dtype=np.int32), ROWS.shape)
-    ModelSpec.create(config).bind(make_params(config))(
-        jnp.asarray(ROWS), jnp.ones(ROWS.shape, jnp.int32), positions, execution=Execution(kernel="noted"))
-    return calls
+        monkeypatch.setitem(attention.KERNELS, "noted", kernel)
+        positions = jnp.broadcast_to(jnp.arange(L), rows.shape)
+        ModelSpec.create(config).bind(params)(rows, jnp.ones(rows.shape, jnp.int32), positions,
+                                              execution=Execution(kernel="noted"))
+        return calls
+
+    return jax.tree.map(np.asarray, jax.jit(forward, compiler_options=QUICK)(make_params(config), ROWS))
 
 
 def places(config):
@@ -69,7 +71,7 @@ def test_weights_are_those_of_the_models_own_queries_and_keys(kind, monkeypatch,
         scores = np.exp(np.where(np.tri(L, dtype=bool), scores, -np.inf))
         np.testing.assert_allclose(seen.weights_BxLxL, scores / scores.sum(-1, keepdims=True), atol=1e-11)
         np.testing.assert_allclose(seen.weights_BxLxL @ seen.values_BxLxC, o[:, :, head], atol=1e-11)
-    if kind == "looped":  # heads after the first loop read another state
+    if kind == "parallel, looped":  # heads after the first loop read another state
         assert call_number(model, Site(1, 0, None, 1)) == 1 and call_number(model, Site(1, 0)) == 3
         first, last = (record(model, ROWS, Site(0, 0, 1, loop)).queries_BxLxC for loop in (1, 2))
         np.testing.assert_array_equal(last, record(model, ROWS, Site(0, 0, 1)).queries_BxLxC)
@@ -78,18 +80,18 @@ def test_weights_are_those_of_the_models_own_queries_and_keys(kind, monkeypatch,
 
 
 def test_nothing_behind_the_site_is_run(x64):
-    model = make_model(make_config(**KINDS["parallel"]))
+    model = make_model(make_config(**KINDS["parallel, looped"]))
     first, second = model.weights.trunk
     spoilt = dataclasses.replace(model, weights=dataclasses.replace(
         model.weights, trunk=(first, jax.tree.map(lambda x: x * np.nan, second)), heads=()))
-    np.testing.assert_array_equal(*[record(one, ROWS, Site(0, 3)).weights_BxLxL for one in (model, spoilt)])
-    with pytest.raises(ValueError, match="layer 1 of the trunk, attention head 3 are NaN: training has diverged"):
-        record(spoilt, ROWS, Site(1, 3))
+    np.testing.assert_array_equal(*[record(one, ROWS, Site(0, 3, loop=1)).weights_BxLxL for one in (model, spoilt)])
+    with pytest.raises(ValueError, match="layer 1 of the trunk, loop 1, attention head 3 are NaN: training has"):
+        record(spoilt, ROWS, Site(1, 3, loop=1))
 
 
 def test_rows_shorter_than_what_is_compiled_are_cut(x64):
-    model = make_model(make_config(**KINDS["parallel"]))
-    whole, part = (record(model, ROWS[:, :length], Site(1, 1)) for length in (L, 9))
+    model = make_model(make_config(**KINDS["parallel, looped"]))
+    whole, part = (record(model, ROWS[:, :length], Site(1, 1, loop=1)) for length in (L, 9))
     assert part.weights_BxLxL.shape == (2, 9, 9) and part.values_BxLxC.shape == (2, 9, 4)
     np.testing.assert_allclose(part.weights_BxLxL, whole.weights_BxLxL[:, :9, :9], atol=1e-12)
 
@@ -143,30 +145,26 @@ def prompts(filler, **place):
 
 
 def measured(model, inserted, site):
-    """Returns the measure of the second of two prompts; two, as in the tests above, to share what is compiled."""
-    plain, seen = (record(model, np.stack([prompt.ids for prompt in pair]), site) for pair in (prompts([]), inserted))
+    """Returns the measure of the second prompt; of two, as in the tests above, to share what is compiled."""
+    plain, seen = (record(model, np.stack([prompt.ids for prompt in rows]), site) for rows in (prompts([]), inserted))
     return identity(plain, seen, inserted[1], row=1)
 
 
-@pytest.mark.parametrize("dtype, tolerance, places", [
-    ("float64", 1e-11, [dict(filler=np.full(12, 7)), dict(filler=ROWS[0, 30:41]),
-                        dict(filler=np.full(12, 7), position="before")]),
-    ("float32", 1e-4, [dict(filler=np.full(12, 7))])])
-def test_behind_the_run_layer_0_is_scaled_by_one_factor_a_query(dtype, tolerance, places, x64):
-    model = make_model(make_config(**KINDS["looped"], dtype=dtype, param_dtype=dtype))
-    for place in places:
+def test_behind_the_run_layer_0_is_scaled_by_one_factor_a_query(x64):  # in fp32: test_attention_command.py
+    model = make_model(make_config(**KINDS["parallel, looped"]))
+    for place in (dict(filler=np.full(12, 7)), dict(filler=ROWS[0, 30:41]),
+                  dict(filler=np.full(12, 7), position="before")):
         inserted = prompts(**place)
         got = measured(model, inserted, Site(0, 1, loop=1))
-        assert got.behind < tolerance and got.left_out == 0
+        assert got.behind < 1e-11 and got.left_out == 0
         assert got.factors.shape == (29 - inserted[1].filler_start,) and np.all(got.factors > 0)
         assert got.before > 0.1  # their distance has changed; of BOS alone where the run is before the instruction
-    deeper = [Site(1, 1, loop=1), Site(0, 1, loop=2), Site(0, 1, 2)]  # there the run has changed the states
-    for site in deeper if dtype == "float64" else ():
+    for site in (Site(1, 1, loop=1), Site(0, 1, loop=2), Site(0, 1, 2)):  # deeper: the run has changed the states
         assert measured(model, inserted, site).behind > 0.01
 
 
 def test_the_identity_with_the_run_elsewhere(x64):
-    model = make_model(make_config(**KINDS["looped"]))
+    model = make_model(make_config(**KINDS["parallel, looped"]))
     among = prompts(np.full(12, 7), position="random", seed=3)
     assert among[1].filler_start > among[1].question_start  # then it holds for what is behind the run
     assert measured(model, among, Site(0, 1, loop=1)).behind < 1e-11
@@ -197,7 +195,7 @@ def test_the_identity_notices_one_key_that_is_off():
     ({}, Site(prediction_head=4), r"--prediction_head=4 must lie in 1\.\.3, for the model has 3 prediction heads"),
     ({}, Site(layer=1, prediction_head=2), r"--layer=1 must lie in 0\.\.0: there are 1 layers in prediction head 2"),
     ({}, Site(loop=2), r"--loop=2 must lie in 1\.\.1: the trunk of this model is run once"),
-    (KINDS["looped"], Site(loop=0), r"--loop=0 must lie in 1\.\.2: the trunk of this model is run 2 times"),
+    (KINDS["parallel, looped"], Site(loop=0), r"--loop=0 must lie in 1\.\.2: the trunk of this model is run 2 times"),
     ({"head_kind": "linear", "num_layers": 2}, Site(prediction_head=1), "'linear' have no attention of their own "
      r"\(kinds that have: anticausal, causal, parallel, sequential\)"),
     ({"head_kind": "medusa", "num_layers": 2}, Site(prediction_head=2), "'medusa' have no attention of their own"),

@@ -10,4 +10,5 @@ from __future__ import annotations
 PROBES: dict[str, str] = {
     "insert": "mtp_jax.analysis.probes.insertion_command",
     "attention": "mtp_jax.analysis.probes.attention_command",
+    "arm": "mtp_jax.analysis.probes.arm_command",
 }

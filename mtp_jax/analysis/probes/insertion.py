@@ -196,8 +196,8 @@ def fitting(options: Options, model: DecodingModel, questions: Questions, cells:
             f"{plain}: the longest, {questions.questions[worst].name!r}, needs {needs[worst]}, "
             f"{len(questions.instruction)} of them instruction. "
             f"{'Leave the others out by --leave_out, lower' if keep else 'Lower'} --k, take a shorter --instruction"
-            f"{'' if options.loss_only else ' or --max_new_tokens'}, or raise --window beyond what the model was trained "
-            "on.")
+            f"{'' if options.loss_only else ' or --max_new_tokens'}, or raise --window beyond what the model was "
+            "trained on.")
     left_out = [question.name for number, question in enumerate(questions.questions) if needs[number] > model.window]
     return (dataclasses.replace(questions, questions=[questions.questions[number] for number in keep]),
             [dataclasses.replace(cell, fillers=[cell.fillers[number] for number in keep]) for cell in cells], left_out)

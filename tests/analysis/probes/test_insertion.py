@@ -1,6 +1,7 @@
 """The insertion probe: which predictions count, paired statistics, and a whole run against texts joined by hand."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -162,12 +163,14 @@ def test_losses_are_those_of_the_texts_joined_by_hand(run):
         if cell["condition"] not in texts:
             continue
         total = dict.fromkeys([(part, k) for part in ("question", "answer") for k in (1, 2)], (0.0, 0))
-        for (question, _), answer in zip(PROBLEMS, ANSWERS):
-            asked, position = f"Q: {question}\nA:", cell["position"]
-            whole = text_of(position, texts[cell["condition"]], asked) + answer
-            reading, = scorer.read([np.array([BOS, *tokenizer.encode(whole)])], heads=(1, 2))
+        position = cell["position"]
+        asked = [f"Q: {question}\nA:" for question, _ in PROBLEMS]
+        wholes = [text_of(position, texts[cell["condition"]], question) + answer
+                  for question, answer in zip(asked, ANSWERS)]
+        readings = scorer.read([np.array([BOS, *tokenizer.encode(whole)]) for whole in wholes], heads=(1, 2))
+        for question, whole, reading in zip(asked, wholes, readings):
             first = whole.index("Q: ") + 1  # BOS
-            last = first + len(asked)
+            last = first + len(question)
             begin = last + len(texts[cell["condition"]]) * (position == "end")
             for k in (1, 2):
                 spans = {"question": range(first, last - k), "answer": range(
@@ -224,7 +227,8 @@ def test_what_does_not_fit_is_told_before_anything_runs_or_left_out(run, place, 
     model = run[2]
     monkeypatch.setattr(Scorer, "read", lambda *args, **more: pytest.fail("something ran"))
     tight = options_of(place, condition=("meaningless",), k=("0", "9"), position=("between",), loss_only=True)
-    model = type(model)(model.config, model.weights, model.heads, 50, model.tokenizer)
+    programs, model = model.programs, dataclasses.replace(model, window=50)
+    model.programs.update(programs)  # of the same weights
     with pytest.raises(ValueError, match=r"k=9 of 'meaningless', has 9 tokens. .* 3 of 4 problems fit the window of 50 "
                                          r"tokens, without it 4: .*'gsm8k/2', needs 56, 5 of them instruction. Leave"):
         insertion.measure(tight, model=model)

@@ -42,7 +42,10 @@ class Picture:
         columns = -(-panels // rows)
         self._figure = Figure(figsize=(1.5 + 4.2 * columns, 3.9 * rows), layout="constrained")
         FigureCanvasAgg(self._figure)  # no display, and no global state of pyplot
-        self.axes: list[Any] = list(self._figure.subplots(rows, columns, squeeze=False).flat)[:panels]
+        places = list(self._figure.subplots(rows, columns, squeeze=False).flat)
+        self.axes: list[Any] = places[:panels]
+        for place in places[panels:]:
+            place.set_axis_off()
         if title:
             self._figure.suptitle(title, fontsize=11)
 

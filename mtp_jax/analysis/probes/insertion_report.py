@@ -92,10 +92,10 @@ def read(path: str) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Returns a table: each cell beside no insertion."""
+    """Returns a table: each cell beside no insertion; losses are head 1's, agreement is that on the question."""
     found = [f"insert, {result['task']}: {result['problems']} problems", *(f"    {note}" for note in result["notes"]),
              f"    {'position':9}{'condition':12}{'k':>4}{'tokens':>8}{'accuracy':>10}{'difference':>27}{'p':>9}"
-             f"{'p (Holm)':>10}{'question loss':>33}{'answer loss':>33}"]
+             f"{'p (Holm)':>10}{'question loss':>33}{'answer loss':>33}{'agreement':>33}"]
     for cell in result["cells"]:
         line = f"    {cell['position']:9}{cell['condition']:12}{cell['k']:4}{cell['tokens']:8g}"
         accuracy = cell.get("accuracy")
@@ -103,14 +103,13 @@ def lines(result: dict[str, Any]) -> list[str]:
         difference = accuracy.get("difference") if accuracy else None
         line += (f"{difference['mean']:+10.3f} [{difference['interval'][0]:+.3f}, {difference['interval'][1]:+.3f}]"
                  f"{difference['p']:9.2g}{difference['p_holm']:10.2g}" if difference else f"{'':46}")
-        for part in PARTS:
-            loss = cell["loss"][part].get("1")
-            if loss is None:
+        for mean in (*(cell["loss"][part].get("1") for part in PARTS), cell["agreement_length"].get("question")):
+            if mean is None:
                 line += f"{'':33}"
                 continue
-            moved = loss.get("difference")
+            moved = mean.get("difference")
             told = f" {moved['mean']:+.3f} [{moved['interval'][0]:+.3f}, {moved['interval'][1]:+.3f}]" if moved else ""
-            line += f"{loss['mean']:9.3f}{told:24}"
+            line += f"{mean['mean']:9.3f}{told:24}"
         found.append(line.rstrip())
     return found
 

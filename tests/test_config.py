@@ -421,3 +421,25 @@ def test_configs_are_immutable_and_hashable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().model.num_heads = 2
     assert hash(Config()) == hash(changed()) and hash(Config()) != hash(changed(model={"num_heads": 2}))
+
+
+LOOPED = {"trunk_kind": "looped", "loops": 4}
+GATE = {"loop_objective": "gate"}
+
+
+@pytest.mark.parametrize("sections, message", [
+    ({"model": {"loops": 2}}, "model.loops=2 means nothing for model.trunk_kind='plain'"),
+    ({"model": {"trunk_kind": "loop"}}, "model.trunk_kind='loop'.*Did you mean \"looped\""),
+    ({"model": {**LOOPED, "loops": 0}}, "model.loops=0 must be at least 1"),
+    ({"objective": GATE}, "a model of model.loops=1 has none: set model.trunk_kind='looped'"),
+    ({"model": {**LOOPED, "loops": 1}, "objective": GATE, "train": {"trainable": ("gate/*",)}}, "has none"),
+    ({"model": LOOPED, "objective": GATE}, r"train.trainable=\(\) names other.*set train.trainable=\('gate/\*',\)"),
+    ({"model": LOOPED, "objective": GATE, "train": {"trainable": ("gate/*", "heads/*")}}, "names other parameters"),
+    ({"model": LOOPED, "objective": GATE, "train": {"trainable": ("*",)}}, "names other parameters")])
+def test_loops_and_their_gate(sections, message):
+    with pytest.raises(ValueError, match=message):
+        changed(**sections).validate()
+
+
+def test_the_gate_trains_alone():
+    changed(model=LOOPED, objective=GATE, train={"trainable": ("gate/*",)}).validate()

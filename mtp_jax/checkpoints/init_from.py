@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from mtp_jax.checkpoints import errors, integrity, reading, structure
@@ -21,6 +22,7 @@ from mtp_jax.config import nearest
 from mtp_jax.model.heads import get_head_kind
 
 FRESH = "fresh"  # the word for a head that keeps its random initial values
+_GATE = "gate/"  # the exit gate, which only a trunk with several loops has
 _PARAMS = structure.PARAMS
 _KIND = "parallel"  # where a caller, or what was saved, names no kind
 
@@ -84,12 +86,14 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
                     head_kind: str = _KIND) -> dict:
     """Returns the new model's parameters, taken from another model's.
 
-    All but the heads must match by path, shape and dtype. The heads, and an unembedding of their own, are mapped.
+    All but the heads must match by path, shape and dtype. The heads, and an unembedding of their own, are mapped. An
+    exit gate that the source lacks keeps its initial values, with even chances after each loop; one that the new model
+    has no use for is left behind. Either is told in the log.
 
     Args:
       source: parameters of the other model, nested dict of arrays.
-      target: freshly initialised parameters of the new model, with its shardings; ShapeDtypeStructs do if no head is
-        "fresh".
+      target: freshly initialised parameters of the new model, with its shardings; ShapeDtypeStructs do if no head and
+        no exit gate is fresh.
       heads: for each head of the new model the source's head, from 1, or "fresh" for the initial values of `target`.
         Empty: heads 1, 2, ... of the source.
       head_kind: of both; it says from which head on they have parameters.
@@ -104,9 +108,17 @@ def initialise_from(source: Mapping[str, Any], target: Mapping[str, Any], *, hea
     old, new = structure.flatten(source), structure.flatten(target)
     first_own = get_head_kind(head_kind).first_own
     rows = _match(old, new, heads, first_own)
+    gates = [any(name.startswith(_GATE) for name in leaves) for leaves in (old, new)]
+    if gates == [False, True]:
+        logging.warning("The source of init_from has no exit gate, for it runs its trunk once: the gate starts fresh, "
+                        "with even chances to leave after each loop.")
+    elif gates == [True, False]:
+        logging.warning("The source of init_from has an exit gate and model.loops=1 has none: it is left behind.")
     result = {}
     for name, leaf in new.items():
-        if not _mapped(name, old, new):
+        if name.startswith(_GATE) and name not in old:
+            result[name] = _concrete(name, leaf)
+        elif not _mapped(name, old, new):
             result[name] = _place(old[name], leaf)
         elif not _used(own := _own_rows(name, rows, first_own)):
             result[name] = _concrete(name, leaf)
@@ -164,7 +176,8 @@ def _match(old: Mapping[str, Any], new: Mapping[str, Any], heads: Sequence[Any],
     """Checks that the source's leaves fit the new model's; returns what `_resolve_heads` does."""
     rows = _resolve_heads(tuple(heads), _count_heads(old, first_own), _count_heads(new, first_own), first_own)
     _check_trunk(old, new)
-    strict_old, strict_new = dict(old), dict(new)
+    strict_old, strict_new = ({name: leaf for name, leaf in leaves.items()
+                               if not name.startswith(_GATE) or (name in old and name in new)} for leaves in (old, new))
     for leaves in (strict_old, strict_new):
         for name in [name for name in leaves if _mapped(name, old, new)]:
             if not _used(_own_rows(name, rows, first_own)):  # not even that the source has heads matters
@@ -281,7 +294,7 @@ def _check_trunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def _concrete(name: str, leaf: Any) -> Any:
     """Returns `leaf`, which must be an array."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise ValueError(f"A {FRESH!r} head needs initial values for {name}: pass initialised parameters as target.")
+        raise ValueError(f"What starts {FRESH} needs initial values for {name}: pass initialised parameters as target.")
     return leaf
 
 

@@ -321,6 +321,11 @@ class Config:
         if self.objective.loop_objective == "gate" and self.model.loops == 1:
             raise ValueError("objective.loop_objective='gate' trains the exit gate, and a model of model.loops=1 has "
                              "none: set model.trunk_kind='looped' and model.loops above 1.")
+        gate_alone = bool(self.train.trainable) and all(name.startswith("gate/") for name in self.train.trainable)
+        if self.objective.loop_objective == "gate" and not gate_alone:
+            raise ValueError("objective.loop_objective='gate' is a loss of the exit gate alone, and train.trainable="
+                             f"{self.train.trainable} names other parameters, which weight decay would still move: set "
+                             "train.trainable=('gate/*',).")
         if self.data.batch_size % self.compute.microbatches:
             raise ValueError(f"data.batch_size={self.data.batch_size} is not divisible by compute.microbatches="
                              f"{self.compute.microbatches}: every microbatch has the same number of rows.")

@@ -243,3 +243,36 @@ def test_the_first_heads_of_such_a_kind_are_read(tmp_path, state_of, config, ass
         assert_same(params, want)
     with pytest.raises(ValueError, match="heads=5, but the checkpoint has 4"):
         load_params(tmp_path, heads=5)
+
+
+# The exit gate, which only a trunk with several loops has.
+
+
+def with_gate(params, value):
+    return {**params, "gate": {"kernel": jnp.full((4,), value), "bias": jnp.full((), value)}}
+
+
+def test_a_plain_source_leaves_the_gate_fresh(params_of, assert_same, caplog):
+    old, new = params_of(1), with_gate(params_of(2), 0.0)
+    assert_same(initialise_from(old, new), {**old, "gate": new["gate"]})
+    assert "no exit gate" in caplog.text and "starts fresh" in caplog.text
+    with pytest.raises(ValueError, match="gate/.*pass initialised parameters as target"):
+        initialise_from(old, jax.eval_shape(lambda: new))
+
+
+@pytest.mark.parametrize("gates", [(True, True), (True, False)])
+def test_the_gate_goes_with_the_loops_and_stays_behind_without(params_of, assert_same, caplog, gates):
+    old, new = (with_gate(params_of(seed), float(seed)) if gate else params_of(seed)
+                for seed, gate in zip((1, 2), gates))
+    want = dict(old)
+    if not gates[1]:
+        del want["gate"]
+    assert_same(initialise_from(old, new), want)
+    assert ("left behind" in caplog.text) == (not gates[1])
+
+
+def test_a_gate_of_another_width_does_not_fit(params_of):
+    old = with_gate(params_of(1), 1.0)
+    old["gate"]["kernel"] = jnp.ones((5,))
+    with pytest.raises(CheckpointMismatch, match=r"gate/kernel: float32\[5\] in the checkpoint, wanted float32\[4\]"):
+        initialise_from(old, with_gate(params_of(2), 0.0))

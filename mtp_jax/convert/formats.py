@@ -28,6 +28,7 @@ FORMATS = {
     "gguf": "mtp_jax.convert.gguf",
     "stablehlo": "mtp_jax.convert.stablehlo",
 }
+ANY_TRUNK = ("workdir", "stablehlo")  # hold trunks that others' transformers cannot be
 READABLE = ("workdir", "hf", "hf_parallel", "meta", "fast_llm")
 
 
@@ -63,8 +64,12 @@ def get_format(flag: str, name: str, *, reads: bool) -> Format:
 
 
 def check_kind(model: Model, name: str) -> None:
-    """Raises ValueError where a format cannot hold the model's heads; says which can."""
+    """Raises ValueError where a format cannot hold the model's trunk or heads; says which can."""
     kind = model.config.head_kind
+    if name not in ANY_TRUNK and (model.config.loops > 1 or model.config.sandwich_norm):
+        trunk = (f"a looped trunk (model.loops={model.config.loops})" if model.config.loops > 1 else
+                 "norms behind attention and MLP (model.sandwich_norm=True)")
+        raise ValueError(f"--dst_format={name} cannot hold {trunk}: choose {', '.join(ANY_TRUNK)}.")
     own = get_format("--dst_format", name, reads=False).HEAD_KINDS
     if kind in own:
         return

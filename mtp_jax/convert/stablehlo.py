@@ -95,7 +95,8 @@ def _write_params(model: Model, config: ModelConfig, heads: int, parameters: Map
         entries.append(Entry(name, piece.path, piece.index, transform))
 
     def left_out(path: str, index: Index) -> bool:
-        return heads < config.num_heads and path.startswith(("heads/", "unembedding/"))
+        # The programs run all loops of a looped trunk, whatever its gate would say.
+        return path.startswith("gate/") or heads < config.num_heads and path.startswith(("heads/", "unembedding/"))
 
     check_covered(model.leaves, entries, left_out)
     infos = {name: Info(tuple(piece.shape), piece.dtype) for name, piece in parameters.items()}

@@ -184,9 +184,10 @@ def _named(tree: Any) -> Arrays:
 
 @functools.lru_cache(maxsize=16)
 def _weights(config: ModelConfig, heads: int) -> Weights:
-    """Returns shapes and dtypes of our own decoding's weights."""
+    """Returns shapes and dtypes of our own decoding's weights, but for the gate: all loops are run without asking."""
     spec = ModelSpec.create(config)
-    return jax.eval_shape(lambda params: unstack(spec, params, heads=heads), spec.shapes)
+    weights = jax.eval_shape(lambda params: unstack(spec, params, heads=heads), spec.shapes)
+    return dataclasses.replace(weights, gate=None)
 
 
 def _bind(config: ModelConfig, heads: int, params: Arrays) -> Weights:
@@ -203,5 +204,5 @@ def _bind_cache(config: ModelConfig, heads: int, named: Arrays) -> Cache:
     def layers(part: str, count: int) -> tuple[KeysValues, ...]:
         return tuple(KeysValues(named[f"{part}.{i}.keys"], named[f"{part}.{i}.values"]) for i in range(count))
 
-    return Cache(layers("trunk", num_trunk_layers(config)), layers("heads", cached_heads(config, heads)),
+    return Cache(layers("trunk", config.loops * num_trunk_layers(config)), layers("heads", cached_heads(config, heads)),
                  named["lengths"])

@@ -127,7 +127,7 @@ def check_covered(leaves: Mapping[str, Leaf], entries: Sequence[Entry],
     there |= {(entry.transform.path, entry.transform.index) for entry in entries if isinstance(entry.transform, Folded)}
     lost = []
     for path, leaf in leaves.items():
-        rows = [(i,) for i in range(leaf.shape[0])] if (path, ()) not in there else [()]
+        rows = [(i,) for i in range(leaf.shape[0])] if leaf.shape and (path, ()) not in there else [()]
         lost += [f"{path}{list(row) or ''}" for row in rows if (path, row) not in there and not left_out(path, row)]
     if lost:
         raise ValueError(f"The format has no place for {_listed(lost)}, which would be lost.")

@@ -40,10 +40,13 @@ def transformer_layer(config, w, x, batch):
         q, k = (rotate(y, batch["positions"], rope_theta) for y in (q, k))
         scores = jnp.where(visible, q @ jnp.swapaxes(k, 1, 2) / np.sqrt(q.shape[-1]), -jnp.inf)
         total = total + jax.nn.softmax(scores, axis=-1) @ v @ attention["out"][a]
+    if config.sandwich_norm:
+        total = rms_norm(total, w["attention_out_norm"]["scale"], norm_eps)
     x = x + total
     normed = rms_norm(x, w["mlp_norm"]["scale"], norm_eps)
     gate = normed @ w["mlp"]["gate"]
-    return x + (gate / (1 + jnp.exp(-gate)) * (normed @ w["mlp"]["up"])) @ w["mlp"]["down"]
+    inner = (gate / (1 + jnp.exp(-gate)) * (normed @ w["mlp"]["up"])) @ w["mlp"]["down"]
+    return x + (rms_norm(inner, w["mlp_out_norm"]["scale"], norm_eps) if config.sandwich_norm else inner)
 
 
 def wiring(kind, N, i):
@@ -77,14 +80,31 @@ def medusa_head(config, params, x, i):
 
 
 def logits(config, params, batch):
-    """Returns the logits of each head, a list of [B, L, vocab_size]."""
-    def layers(stack, indices):
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in indices]
+    """Returns the logits of each head, a list of [B, L, vocab_size]; of a looped trunk, after its last loop."""
+    return every_loop(config, params, batch)[0][-1]
 
-    x = params["embedding"]["embedding"][batch["tokens"]]
+
+def every_loop(config, params, batch):
+    """Returns for each loop of the trunk the logits of each head, and for each the exit gate's probability [B, L]."""
+    x, found, gates = params["embedding"]["embedding"][batch["tokens"]], [], []
     depth = len(params["trunk"]["mlp"]["up"]) if "trunk" in params else 0
-    for w in layers(params.get("trunk"), range(depth)):
-        x = transformer_layer(config, w, x, batch)
+    for _ in range(config.loops):
+        for w in layers(params.get("trunk"), range(depth)):
+            x = transformer_layer(config, w, x, batch)
+        found.append(heads(config, params, batch, x))
+        x = rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+        if config.loops > 1:
+            gates.append(1 / (1 + jnp.exp(-(x @ params["gate"]["kernel"] + params["gate"]["bias"]))))
+    return found, gates
+
+
+def layers(stack, indices):
+    """Returns the weights of some of the stacked layers."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in indices]
+
+
+def heads(config, params, batch, x):
+    """Returns the logits of each head from the trunk's output."""
     results, h = [], None
     for i in range(config.num_heads):
         if config.head_kind == "sequential":
@@ -119,11 +139,15 @@ def targets(batch, num_heads):
     return found, counts
 
 
+def negative_log_likelihood(logits_BxLxV, target_BxL):
+    """Returns -log softmax(logits)[target], [B, L]."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits_BxLxV), target_BxL[:, :, None], axis=-1)[:, :, 0]
+
+
 def loss(config, params, batch, scale_N):
     """Returns sum over heads and positions of scale * -log softmax(logits)[target], and the logits."""
     target_NxBxL, mask_NxBxL = targets(batch, config.num_heads)
     total, logits_N = 0, logits(config, params, batch)
     for k, logits_BxLxV in enumerate(logits_N):
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits_BxLxV), target_NxBxL[k][:, :, None], axis=-1)[:, :, 0]
-        total = total - scale_N[k] * jnp.sum(chosen * mask_NxBxL[k])
+        total = total + scale_N[k] * jnp.sum(negative_log_likelihood(logits_BxLxV, target_NxBxL[k]) * mask_NxBxL[k])
     return total, logits_N

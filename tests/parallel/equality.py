@@ -22,13 +22,16 @@ VOCAB, B, L = 30, 16, 16
 KINDS, HEADS = ("parallel", "linear", "causal", "anticausal"), (1, 2, 4)
 # Kinds whose head 1 has no parameters: whole in the slow suite, a few cells in the fast one.
 OWN_FROM_2 = ("medusa", "sequential")
+LOOPED = "looped"  # stands for parallel heads on a trunk that is run three times
 # What else a model can have, so that every value meets every kind and every n.
 VARIANTS = ({}, {"unembedding": "replicated", "num_kv_heads": 4}, {"tie_embedding": True, "qk_norm": True})
 
 
 def config_of(kind, heads, mesh, **compute):
     """Returns the run of a tiny model in fp64."""
-    variant = VARIANTS[((KINDS + OWN_FROM_2).index(kind) + HEADS.index(heads)) % len(VARIANTS)]
+    variant = VARIANTS[((*KINDS, *OWN_FROM_2, LOOPED).index(kind) + HEADS.index(heads)) % len(VARIANTS)]
+    if kind == LOOPED:
+        kind, variant = "parallel", {**variant, "trunk_kind": "looped", "loops": 3}
     config = configs.from_dict({
         "model": dict(num_heads=heads, num_layers=2 + get_head_kind(kind).layers_per_head * heads, d_model=16,
                       head_kind=kind, num_attention_heads=8, head_dim=4, d_ff=16, vocab_size=VOCAB,
@@ -106,7 +109,7 @@ def assert_step_equals_unsharded(kind, heads, mesh, **compute):
 def fits(mesh, kind, heads):
     """Tells whether a mesh, as {axis: size}, can carry these heads."""
     split = mesh.get("pred_heads", 1)
-    return heads % split == 0 and (split == 1 or kind in ("parallel", "linear"))
+    return heads % split == 0 and (split == 1 or kind in ("parallel", "linear", LOOPED))
 
 
 def spec_of(mesh):

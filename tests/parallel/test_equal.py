@@ -12,6 +12,7 @@ from mtp_jax.parallel import AXES
 from tests.parallel.equality import (
     HEADS,
     KINDS,
+    LOOPED,
     OWN_FROM_2,
     assert_decoding_equals_unsharded,
     assert_step_equals_unsharded,
@@ -55,6 +56,8 @@ def every_mesh():
 COVER = pairwise(product(MESHES, **EXECUTION))
 DECODING_COVER = pairwise(product(DECODING_MESHES))
 FEW = [{"mesh": 4, "kind": kind, "heads": 4, "remat": "full", "microbatches": 2} for kind in OWN_FROM_2]
+LOOPS = [{"mesh": mesh, "kind": LOOPED, "heads": 4, "remat": remat, "microbatches": 2}
+         for mesh, remat in ((6, "full"), (4, "full"), (1, "none"), (2, "none"))]
 DECODING_FEW = [{"mesh": 1, "kind": kind, "heads": 4} for kind in OWN_FROM_2]
 EVERY = every_mesh()
 EVERY_DECODING = [mesh for mesh in EVERY if "sequence" not in mesh]
@@ -62,6 +65,13 @@ EVERY_DECODING = [mesh for mesh in EVERY if "sequence" not in mesh]
 
 @pytest.mark.parametrize("mesh, cell", cases(MESHES, COVER + FEW))
 def test_a_step_is_that_of_one_device(mesh, cell, x64):
+    assert_step_equals_unsharded(**{**cell, "mesh": mesh})
+
+
+@pytest.mark.parametrize("mesh, cell", [
+    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow if number else ())
+    for number, case in enumerate(cases(MESHES, LOOPS))])
+def test_a_step_of_a_looped_trunk_is_that_of_one_device(mesh, cell, x64):
     assert_step_equals_unsharded(**{**cell, "mesh": mesh})
 
 

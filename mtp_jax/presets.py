@@ -5,6 +5,10 @@
 
 writes them into an experiment's ConfigDict. What the paper does not say (the width of the feed-forward layer, the
 vocabulary of the code models, the base of the rotary angles) is that of the released 7B checkpoints: Llama 2's.
+
+    apply_looped(config, "374m", loops=4)
+
+writes a shape and the recipe of the looped models of Zhu et al. 2025, which say what `LOOPED_SHAPES` tells.
 """
 
 from __future__ import annotations
@@ -105,6 +109,24 @@ RECIPES = {
     "codecontests": Recipe(0.25, 13_000, 400, 5e-5, 4096, decay_ratio=0.004, clip_norm=0.1),
 }
 
+# Zhu et al. 2025, "Scaling Latent Reasoning via Looped Language Models". They give N of the scaling experiment, and for
+# 1.4B 24 layers of width 2048; the vocabulary is SmolLM2's, attention has as many key and value heads as query heads.
+# All else is OUR CHOICE: widths and depths with an N outside embedding and unembedding within 2 % of theirs, a
+# feed-forward width of 8/3 d_model, heads of 64 or 128, and that it is these parameters that N counts.
+LOOPED_SHAPES = {
+    "53m": Shape(512, 17, 8, NON_EMBEDDING, "looped", 49_152, d_ff_multiple=32),
+    "134m": Shape(768, 19, 12, NON_EMBEDDING, "looped", 49_152),
+    "374m": Shape(1024, 29, 16, NON_EMBEDDING, "looped", 49_152),
+    "778m": Shape(1792, 20, 14, NON_EMBEDDING, "looped", 49_152),
+    "1.364b": Shape(2048, 27, 16, NON_EMBEDDING, "looped", 49_152, d_ff_multiple=128),
+    "1.4b": Shape(2048, 24, 16, TOTAL, "looped", 49_152),
+}
+LOOPED_LOOPS = (2, 4, 8)  # T_m of their law of the loss; 1 beside them for benchmarks
+
+# 20 billion tokens a run, batches of 4 million, 3e-4 constant, AdamW 0.9 and 0.95, decay 0.1, clipping at 1. The context
+# and the warm-up are ours. The rate is theirs for 1.4B and larger; looped models want a lower one than plain ones.
+LOOPED_RECIPE = Recipe(4, 4768, 200, 3e-4, 4096)
+
 
 def get_shape(size: str) -> Shape:
     """Returns the shape of a size such as "0.3b" or "7B".
@@ -133,7 +155,10 @@ def apply_shape(config: Any, size: str) -> None:
     Raises:
       ValueError: as `get_shape`.
     """
-    shape = get_shape(size)
+    _write_shape(config, get_shape(size))
+
+
+def _write_shape(config: Any, shape: Shape) -> None:
     config.model.d_model = shape.d_model
     config.model.num_layers = shape.num_layers
     config.model.num_attention_heads = shape.num_attention_heads
@@ -153,7 +178,10 @@ def apply_recipe(config: Any, name: str) -> None:
     Raises:
       ValueError: as `get_recipe`.
     """
-    recipe = get_recipe(name)
+    _write_recipe(config, get_recipe(name))
+
+
+def _write_recipe(config: Any, recipe: Recipe) -> None:
     config.data.batch_size = recipe.batch_size
     config.data.seq_len = recipe.seq_len
     config.optimizer.learning_rate = recipe.learning_rate
@@ -170,3 +198,25 @@ def apply_recipe(config: Any, name: str) -> None:
     if recipe.byte_level:
         config.model.unembedding = "replicated"
         config.model.vocab_size = None
+
+
+def apply_looped(config: Any, size: str, loops: int = 4) -> None:
+    """Writes a looped model's shape and the recipe of its first stage into an experiment's ConfigDict.
+
+    Args:
+      config: is changed.
+      size: such as "374m"; see `LOOPED_SHAPES`.
+      loops: T_m, times that the trunk is run.
+
+    Raises:
+      ValueError: there is none of that name; the nearest is suggested.
+    """
+    check_choice("size", size.lower(), LOOPED_SHAPES)
+    _write_shape(config, LOOPED_SHAPES[size.lower()])
+    _write_recipe(config, LOOPED_RECIPE)
+    config.model.num_heads = 1
+    config.model.trunk_kind = "looped"
+    config.model.loops = loops
+    config.model.sandwich_norm = True
+    config.objective.exit_entropy = 0.1  # and 0.05 later on: see experiments/looped.py
+    config.optimizer.schedule = "constant"

@@ -154,3 +154,52 @@ def test_a_recipe_for_bytes_leaves_the_vocabulary_to_the_tokenizer():
 def test_what_is_unknown_is_told_with_the_nearest(get, word, message):
     with pytest.raises(ValueError, match=message):
         get(word)
+
+
+# Zhu et al. 2025: N of the scaling experiment (section B.4 of its Appendix D), and 1.4B in all of 24 layers x 2048.
+LOOPED = {"53m": 53e6, "134m": 134e6, "374m": 374e6, "778m": 778e6, "1.364b": 1.364e9, "1.4b": 1.4e9}
+
+
+def looped_of(size, **settings):
+    """Returns the Config of a looped size as an experiment gets it."""
+    config = default_config()
+    presets.apply_looped(config, size, **settings)
+    return from_config_dict(config)
+
+
+def test_the_looped_sizes_are_whole():
+    assert presets.LOOPED_SHAPES.keys() == LOOPED.keys() and presets.LOOPED_LOOPS == (2, 4, 8)
+
+
+@pytest.mark.parametrize("size", LOOPED)
+def test_a_looped_shape_has_the_parameters_of_its_name(size):
+    """Outside embedding, unembedding and exit gate, norms within; of 1.4B in all."""
+    config = looped_of(size, loops=2)
+    config.validate()
+    model = dataclasses.replace(config.model, vocab_multiple=1)
+    counted = ModelSpec.create(model).num_params
+    outside = counted - 2 * 49_152 * model.d_model - model.d_model - 1
+    is_total = size == "1.4b"
+    assert (counted if is_total else outside) == pytest.approx(LOOPED[size], rel=0.025 if is_total else 0.02)
+    assert presets.LOOPED_SHAPES[size].counts == ("total" if is_total else "non-embedding")
+    assert not is_total or (model.num_layers, model.d_model) == (24, 2048)
+    assert model.kv_heads == model.num_attention_heads and model.sandwich_norm and model.num_heads == 1
+    assert model.attention_head_dim in (64, 128) and model.d_model % 128 == 0
+
+
+@pytest.mark.parametrize("loops", [1, 2, 4, 8])
+def test_the_looped_recipe(loops):
+    config = looped_of("134M", loops=loops)
+    config.validate()
+    optimizer = config.optimizer
+    assert (config.model.trunk_kind, config.model.loops, config.objective.exit_entropy) == ("looped", loops, 0.1)
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.95, 0.1, 1.0)
+    assert config.data.batch_size * config.data.seq_len == 4 * 2**20
+    assert config.data.batch_size * config.data.seq_len * config.train.num_steps == pytest.approx(20e9, rel=0.001)
+    rate = learning_rate(optimizer, config.learning_rate_horizon)
+    assert float(rate(200)) == float(rate(config.train.num_steps)) == pytest.approx(3e-4)
+
+
+def test_a_looped_size_that_there_is_not():
+    with pytest.raises(ValueError, match='size=\'376m\' is not one of.*Did you mean "374m"'):
+        looped_of("376m")

@@ -37,7 +37,7 @@ class FitRequest:
                          "run), fraction=0.2 (of the runs), or a condition such as N>1e9. With commas: all of them.")
     fix: str = flag("", "Parameters to hold at a value, such as t3=0,gamma=1.")
     method: str = flag("both", "huber (of the log loss, by L-BFGS), projection (of variables), or both, which are "
-                       "compared; the values told are huber's.")
+                       "compared; told are the values of the lower objective, huber's where they agree.")
     draws: int = flag(200, "Resamples of the runs, for the intervals; 0: none.")
     confidence: float = flag(0.95, "Share of the resamples that an interval holds.")
     seed: int = flag(0, "Of the starting values, the resamples and --hold_out=fraction.")

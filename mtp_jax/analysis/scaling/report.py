@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -12,6 +12,7 @@ from etils import epath
 from mtp_jax.analysis.loss_plot import METRICS_FILE, read_metrics
 from mtp_jax.analysis.scaling import figure, result
 from mtp_jax.analysis.scaling.laws import get_law, rebuild_heads, rebuild_total
+from mtp_jax.analysis.scaling.measures import last_half
 from mtp_jax.analysis.scaling.points import Points, held_out
 from mtp_jax.analysis.scaling.workdirs import read_run_config, read_workdirs
 
@@ -27,36 +28,45 @@ class Part:
       name: of its JSON file.
       law: of LAWS.
       loss: of `read_workdirs`.
-      keep: whether a point of (n, T) belongs to it.
       what: the part in words, for the tables.
+      n: numbers of heads that belong to it; empty: all.
+      T: numbers of loops; empty: all.
       fixed: parameters that the grid cannot tell.
+      late: take the second half of each run alone.
     """
 
     name: str
     law: str
     loss: str
-    keep: Callable[[float, float], bool]
     what: str
+    n: tuple[int, ...] = ()
+    T: tuple[int, ...] = ()
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    late: bool = False
+
+    def holds(self, n: int, T: int) -> bool:
+        """Tells whether runs with so many heads and loops belong to it."""
+        return (not self.n or n in self.n) and (not self.T or T in self.T)
 
 
-# Three T_m are two degrees of freedom for C, t3 and gamma beside E: t3 is held. A run's points start at a D where
-# nothing explodes, and so t1 and t2 are not needed either. With two loops gamma cannot be told from C.
+# Three T are two degrees of freedom for C, t3 and gamma beside E: t3 is held. A run's points start at a D where nothing
+# explodes, and so t1 and t2 are not needed either. With two loops gamma cannot be told from C.
 OFFSETS = {"t1": 0.0, "t2": 0.0, "t3": 0.0}
 PARTS = (
-    Part("chinchilla", "chinchilla", "head_1", lambda n, T: n == 1 and T == 1, "n = 1, T = 1"),
-    Part("looped_total", "looped_total", "total", lambda n, T: n == 1, "n = 1, the objective", OFFSETS),
-    Part("looped_task", "looped_total", "task", lambda n, T: n == 1, "n = 1, without the entropy term", OFFSETS),
-    Part("looped_last", "looped_total", "head_1", lambda n, T: n == 1, "n = 1, the last loop", OFFSETS),
-    Part("looped_step_2", "looped_step", "loop", lambda n, T: n == 1 and T == 2, "n = 1, T = 2, each loop",
-         {**OFFSETS, "gamma": 1.0}),
-    Part("looped_step_4", "looped_step", "loop", lambda n, T: n == 1 and T == 4, "n = 1, T = 4, each loop", OFFSETS),
-    Part("iso_depth", "iso_depth", "head_1", lambda n, T: n == 1, "n = 1, the last loop"),
-    *(Part(f"per_head_{count}", "per_head", "head_k", lambda n, T, count=count: n == count and T == 1,
-           f"n = {count}, T = 1, each head") for count in (2, 4, 8)),
-    Part("head_one", "head_one", "head_1", lambda n, T: T == 1, "T = 1"),
+    Part("chinchilla", "chinchilla", "head_1", "n = 1, T = 1", (1,), (1,)),
+    Part("looped_total", "looped_total", "total", "n = 1, the objective", (1,), fixed=OFFSETS),
+    Part("looped_task", "looped_total", "task", "n = 1, the objective without entropy", (1,), fixed=OFFSETS),
+    Part("looped_last", "looped_total", "head_1", "n = 1, the last loop", (1,), fixed=OFFSETS),
+    Part("looped_step_2", "looped_step", "loop", "n = 1, T = 2, each loop", (1,), (2,), {**OFFSETS, "gamma": 1.0}),
+    Part("looped_step_4", "looped_step", "loop", "n = 1, T = 4, each loop", (1,), (4,), OFFSETS),
+    Part("iso_depth", "iso_depth", "head_1", "n = 1, the last loop", (1,)),
+    *(Part(f"per_head_{n}", "per_head", "head_k", f"n = {n}, T = 1, each head", (n,), (1,)) for n in (2, 4, 8)),
+    Part("head_one", "head_one", "head_1", "T = 1", (), (1,)),
+    Part("head_one_late", "head_one", "head_1", "T = 1, second half of each run", (), (1,), late=True),
 )
-PICTURES = {"head_one": "scaling_heads.png", "looped_total": "scaling_loops.png"}
+PICTURES = (("head_one", "", "scaling_heads.png"), ("head_one", "largest_N", "scaling_heads_held_out.png"),
+            ("looped_total", "", "scaling_loops.png"), ("iso_depth", "largest_N", "scaling_loops_held_out.png"),
+            ("per_head_4", "", "scaling_per_head.png"))  # part, hold-out, file
 
 
 def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, draws: int = 200, seed: int = 0) -> str:
@@ -80,20 +90,24 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
         raise ValueError(f"None of {len(folders)} folders has a validation line: wait for the first runs.")
     shapes = {folder: (config.model.num_heads, config.model.loops) for folder in ready
               for config in [read_run_config(folder)]}
-    text, fits, missed = [_what_was_run(ready, len(folders))], {}, []
+    text, fits, missed = _what_was_run(ready, len(folders)), {}, []
     for part in PARTS:
-        own = [folder for folder in ready if part.keep(*shapes[folder])]
+        own = [folder for folder in ready if part.holds(*shapes[folder])]
         try:
             fits[part] = _fit(part, own, out, draws, seed)
         except ValueError as error:
             missed.append(f"- {part.name} ({part.what}): {error}")
     found = {part.name: whole for part, (whole, _) in fits.items()}
     text += _quality(fits) + _parameters(fits)
-    for name, file in PICTURES.items():
-        if name in found:
-            _draw(found[name], out / file)
-            text += ["", f"![{found[name].fit.law}: measured and predicted loss over tokens]({IMAGES}/{file})"]
-    text += ["", "What holds, and what does not:", "", *_sentences(found, ready, shapes)]
+    for part, (whole, without) in fits.items():
+        for _, selector, file in (picture for picture in PICTURES if picture[0] == part.name):
+            shown = without.get(selector) if selector else whole
+            if shown is not None:
+                _draw(shown, out / file)
+                told = f", fitted without {HOLD_OUTS[selector]}" if selector else ""
+                text += ["", f"![{part.law}, {part.what}: measured and predicted loss over tokens{told}]"
+                         f"({IMAGES}/{file})"]
+    text += ["", "What holds, and what does not:", "", *_sentences(found, ready, shapes), *_extrapolated(fits)]
     if missed:
         text += ["", "Not fitted, for lack of runs:", "", *missed]
     return "\n".join(text) + "\n"
@@ -105,17 +119,30 @@ def _begun(folder: epath.PathLike) -> bool:
     return path.exists() and '"split": "validation"' in path.read_text()
 
 
-def _what_was_run(folders: Sequence[str], asked: int) -> str:
-    """Returns what the grid is."""
+def _what_was_run(folders: Sequence[str], asked: int) -> list[str]:
+    """Returns what the grid is, and the last losses of its runs as a table."""
     points = read_workdirs(folders)
-    ends = points.select(points["phase"] == "stable")["loss"] if (points["phase"] == "stable").any() else points["loss"]
+    stable = int(np.sum(points["phase"] == "stable"))
     values = {name: ", ".join(figure.short(value) for value in sorted(set(points[name].tolist())))
               for name in ("N", "n", "T")}
     missing = "" if len(folders) == asked else f" {asked - len(folders)} more had no validation line yet."
-    return (f"{len(points.runs)} runs: N = {values['N']}; n = {values['n']}; T = {values['T']}; D up to "
-            f"{figure.short(points['D'].max())} tokens.{missing} Fitted are the {len(ends)} validation losses of the "
-            "stable phase of the learning rate, along D: warm-up and decay are left out, for there the loss follows "
-            "the schedule. Intervals are over runs.")
+    lines = [f"{len(points.runs)} runs: N = {values['N']}; n = {values['n']}; T = {values['T']}; D up to "
+             f"{figure.short(points['D'].max())} tokens.{missing} Fitted are the {stable} validation losses of the "
+             "stable phase of the learning rate, along D: warm-up and decay are left out, for there the loss follows "
+             "the schedule. Intervals are over runs.", "",
+             "Head 1's last loss, nats, after the decay (of a looped trunk after its last loop); – where a run has not "
+             "ended:", ""]
+    sizes, rows = sorted(set(points["N"].tolist())), sorted(set(zip(points["n"].tolist(), points["T"].tolist())))
+    lines += [f"| n, T | {' | '.join(f'N = {figure.short(size)}' for size in sizes)} |",
+              "| --- " * (1 + len(sizes)) + "|"]
+    for n, loops in rows:
+        cells = []
+        for size in sizes:
+            own = (points["N"] == size) & (points["n"] == n) & (points["T"] == loops)
+            ended = own & (points["D"] == points["D"].max())
+            cells.append(f"{points['loss'][ended].mean():.3f}" if ended.any() else "–")
+        lines.append(f"| {n:g}, {loops:g} | {' | '.join(cells)} |")
+    return lines
 
 
 def _fit(part: Part, folders: Sequence[str], out: epath.Path, draws: int,
@@ -125,7 +152,12 @@ def _fit(part: Part, folders: Sequence[str], out: epath.Path, draws: int,
         raise ValueError("no run yet.")
     points = read_workdirs(folders, loss=part.loss)
     points = points.select(points["phase"] == "stable")
+    if part.late:
+        points = points.select(last_half(points))
     law, source = get_law(part.law), {"law": part.law, "loss": part.loss, "keep": f"{part.what}, stable phase"}
+    for column in {"n", "T", "loop"} & set(law.columns):
+        if len(set(points[column].tolist())) == 1:
+            raise ValueError(f"all of its runs have {column} = {points[column][0]:g}, so nothing is known of others.")
     whole = result.analyse(law, points, fixed=part.fixed, draws=draws, seed=seed, source=source)
     result.write(whole, out / f"{part.name}.json")
     without = {}
@@ -145,19 +177,23 @@ Fits = Mapping[Part, tuple[result.Result, dict[str, result.Result]]]
 
 def _quality(fits: Fits) -> list[str]:
     """Returns the table of R^2 and RMSE on points that were fitted and that were not."""
-    lines = ["", "| law | points of | points | R² | RMSE | worst, last half | "
-             + " | ".join(f"R² / RMSE without {name}: fitted | on them" for name in HOLD_OUTS.values()) + " |",
-             "| --- " * (6 + 2 * len(HOLD_OUTS)) + "|"]
+    lines = ["", "R² (RMSE, nats), and where points were held out, on the fitted → on those held out:", "",
+             f"| law | points of | points | all fitted | worst, last half | without "
+             f"{' | without '.join(HOLD_OUTS.values())} |",
+             "| --- " * (5 + len(HOLD_OUTS)) + "|"]
     for part, (whole, without) in fits.items():
         own = whole.quality()["fitted"]
-        cells = [part.law, part.what, str(len(whole.points)), f"{own['r2']:.3f}", f"{own['rmse']:.3f}",
-                 f"{own['worst_last_half']:.3f}"]
+        cells = [part.law, part.what, str(len(whole.points)), _pair(own), f"{own['worst_last_half']:.3f}"]
         for selector in HOLD_OUTS:
             both = without[selector].quality() if selector in without else {}
-            cells += [f"{both[name]['r2']:.3f} / {both[name]['rmse']:.3f}" if both else "–"
-                      for name in ("fitted", "held out")]
+            cells.append(f"{_pair(both['fitted'])} → {_pair(both['held out'])}" if both else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _pair(found: Mapping[str, float]) -> str:
+    """Returns R^2 and RMSE of measures."""
+    return f"{found['r2']:.3f} ({found['rmse']:.3f})"
 
 
 def _parameters(fits: Fits) -> list[str]:
@@ -217,6 +253,24 @@ def _sentences(found: Mapping[str, result.Result], folders: Sequence[str],
             lines += _heads_rebuilt(name, whole, [f for f in folders if shapes[f] == (int(name[9:]), 1)])
     if "looped_step_4" in found:
         lines += _loops_rebuilt(found["looped_step_4"], [f for f in folders if shapes[f] == (1, 4)])
+    return lines
+
+
+def _extrapolated(fits: Fits) -> list[str]:
+    """Returns how much larger errors are on held-out points than on fitted ones."""
+    lines = []
+    for selector, name in HOLD_OUTS.items():
+        ratios = {part.name: both["held out"]["rmse"] / both["fitted"]["rmse"] for part, (_, without) in fits.items()
+                  if selector in without for both in [without[selector].quality()]}
+        if ratios:
+            best, worst = (choose(ratios, key=lambda one: ratios[one]) for choose in (min, max))
+            lines.append(f"- With {name} held out the RMSE on it is {ratios[best]:.1f} ({best}) to {ratios[worst]:.1f} "
+                         f"({worst}) times that on the fitted points.")
+    none = [part.name for part, (whole, _) in fits.items()
+            if not whole.fit.values.get("E", whole.fit.values.get("E_1"))]
+    if none:
+        lines.append(f"- E (of heads: E_1) is 0 in {', '.join(none)}: these runs are too short to see where the loss "
+                     "ends, and what the law says of much larger N and D means nothing.")
     return lines
 
 

@@ -21,6 +21,7 @@ from mtp_jax.config import check_choice
 from mtp_jax.files import replace
 
 FORMAT = "mtp_jax scaling law 1"  # of the file
+SAME = 1e-4  # share by which the objectives of two methods may differ and still be the same optimum
 AGREE = 1e-3  # share of the loss by which the predictions of two methods may differ on the fitted points
 
 
@@ -29,7 +30,7 @@ class Result:
     """A law fitted to points.
 
     Attributes:
-      fit: the values that are told; by Huber where both methods were asked for.
+      fit: the values that are told; of two methods, which minimise the same, those of the lower objective.
       other: by the other method; None: it was not asked for.
       points: those that were fitted and those held out.
       held_out: mask of the latter.
@@ -102,7 +103,7 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
       points: all of them.
       held_out: mask of those that the fit is not to see.
       fixed: {parameter: value} that is not fitted.
-      methods: of `fit`; the first one's values are told.
+      methods: of `fit`; of two, the one that finds the lower objective is told, the first where they agree.
       draws: resamples of the runs; 0: no intervals.
       confidence: share of the draws that an interval holds.
       seed: of starts and resamples.
@@ -114,6 +115,8 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
     mask = np.zeros(len(points), bool) if held_out is None else held_out
     seen = points.select(~mask)
     fits = [fit(law, seen, method=method, fixed=dict(fixed or {}), seed=seed) for method in methods]
+    least = min(one.objective for one in fits)
+    fits.sort(key=lambda one: one.objective > (1 + SAME) * least)
     found = resample(fits[0], seen, draws=draws, seed=seed) if draws else {}
     return Result(fits[0], fits[1] if len(fits) > 1 else None, points, mask, found, confidence, dict(source or {}))
 

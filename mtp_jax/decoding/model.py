@@ -128,7 +128,8 @@ class DecodingModel:
     @property
     def exit_threshold(self) -> float | None:
         """What positions leave a looped trunk at; None: all loops are run."""
-        return None if self.weights.exit_threshold is None else float(self.weights.exit_threshold)
+        threshold = self.weights.exit_threshold
+        return None if threshold is None else float(str(threshold))  # 0.2, which in fp32 is 0.200000003
 
     @property
     def platform(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.decoding import DecodingModel, generate
+from mtp_jax.config import EvaluationConfig, GenerationConfig
+from mtp_jax.decoding import DecodingModel, command, generate
 from mtp_jax.decoding.cache import cache_bytes
 from mtp_jax.decoding.generate import compiled
+from mtp_jax.decoding.load import load_model
+from mtp_jax.evaluation.command import evaluate
 from mtp_jax.evaluation.likelihood import Scorer
 from mtp_jax.model import ModelSpec
 from tests.decoding.checks import BUSHY, compare, ragged
@@ -19,6 +23,7 @@ from tests.decoding.models import RANDOM, WINDOW
 from tests.decoding.naive import Naive
 from tests.decoding.naive_looped import NaiveLooped
 from tests.decoding.test_in_place import loop_bodies
+from tests.decoding.test_load import make_run
 from tests.decoding.test_recompile import compilations
 from tests.small_model import make_config, make_params
 
@@ -207,3 +212,38 @@ def test_the_tokens_on_a_mesh_are_those_of_one_device(x64, greedy_only):
     model = DecodingModel.from_params(*entry[:2], window=WINDOW, layout=layout)
     for exit_threshold in (None, 0.5):
         check_exact(entry, [{"heads": 2}, {"tree": BUSHY[2]}], exit_threshold, model=model)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The workdir of a run with a looped trunk."""
+    return make_run(tmp_path_factory.mktemp("looped") / "run", trunk_kind="looped", loops=LOOPS)[0]
+
+
+def test_a_workdir_is_loaded_with_its_gate(workdir):
+    model = load_model(workdir, loops=2, exit_threshold=0.25, heads=1)
+    assert (model.config.loops, model.exit_threshold, model.weights.gate["kernel"].shape) == (2, 0.25, (16,))
+    assert load_model(workdir, heads=1).weights.exit_threshold is None
+    with pytest.raises(ValueError, match="loops=4 must lie in 1..3"):
+        load_model(workdir, loops=4)
+    with pytest.raises(ValueError, match=r"exit_threshold=2 must lie in \(0, 1\]"):
+        load_model(workdir, exit_threshold=2)
+
+
+@pytest.mark.slow
+def test_the_commands_tell_loops_a_token(workdir, tmp_path, capsys):
+    stats, told = {}, {}
+    (tmp_path / "text.txt").write_text("some text of no great length, to be read by a model that knows nothing of it")
+    for threshold in (0.2, 0.8, None):
+        command.run(GenerationConfig(workdir=str(workdir), prompt=("some",), max_new_tokens=24, heads="2",
+                                     exit_threshold=threshold, stats=str(tmp_path / "stats.json")))
+        stats[threshold] = json.loads((tmp_path / "stats.json").read_text())
+        assert f"{stats[threshold]['loops_per_token']:.2f} loops a token" in capsys.readouterr().err
+        output = tmp_path / f"{threshold}.json"
+        evaluate(EvaluationConfig(workdir=str(workdir), task="perplexity", data=str(tmp_path / "text.txt"),
+                                  output=str(output), exit_threshold=threshold))
+        result = json.loads(output.read_text())
+        told[threshold] = result["metrics"]["loops_per_token"]
+        assert (result["settings"]["loops"], result["settings"]["exit_threshold"]) == (LOOPS, threshold)
+    assert 1 <= stats[0.2]["loops_per_token"] < stats[0.8]["loops_per_token"] < stats[None]["loops_per_token"] == LOOPS
+    assert 1 <= told[0.2] < told[0.8] < told[None] == LOOPS

@@ -76,6 +76,8 @@ def test_weights_are_those_of_the_models_own_queries_and_keys(kind, monkeypatch,
         first, last = (record(model, ROWS, Site(0, 0, 1, loop)).queries_BxLxC for loop in (1, 2))
         np.testing.assert_array_equal(last, record(model, ROWS, Site(0, 0, 1)).queries_BxLxC)
         assert np.abs(first - last).max() > 0.1
+        once = dataclasses.replace(model, config=dataclasses.replace(config, trunk_kind="plain", loops=1))
+        np.testing.assert_array_equal(first, record(once, ROWS, Site(0, 0, 1)).queries_BxLxC)
     assert attention.KERNELS.keys() == {"xla", "blocked", "cudnn", "splash", "noted"}
 
 

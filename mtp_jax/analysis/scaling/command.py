@@ -145,15 +145,19 @@ def _read(request: FitRequest) -> Points:
     if request.csv:
         columns = {name: own for text in request.columns for name, own in _pairs("--columns", text)}
         return read_csv(request.csv, columns=columns, keep=keep)
-    from mtp_jax.analysis.scaling.workdirs import read_workdirs
+    from mtp_jax.analysis.scaling.workdirs import begun, read_workdirs
 
     folders = []
     for pattern in request.workdirs:
-        found = [pattern] if "://" in pattern else sorted(filter(os.path.isdir, glob.glob(os.path.expanduser(pattern))))
-        if not found:
+        matched = [pattern] if "://" in pattern else sorted(filter(os.path.isdir,
+                                                                   glob.glob(os.path.expanduser(pattern))))
+        if not matched:
             raise ValueError(f"--workdirs={pattern} is no folder: name folders of runs; * stands for any part of a "
                              "name, and wants quotes around it.")
-        folders += found
+        ready = [folder for folder in matched if begun(folder)] if glob.has_magic(pattern) else matched
+        if len(ready) < len(matched):
+            print(f"{len(matched) - len(ready)} folders of --workdirs={pattern} have no validation line: left out.")
+        folders += ready
     points = read_workdirs(folders, loss=request.loss)
     for condition in keep:
         points = points.select(matches(points.columns, condition))

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from mtp_jax.analysis.loss_plot import METRICS_FILE, read_metrics
+from mtp_jax.analysis.loss_plot import read_metrics
 from mtp_jax.analysis.scaling import figure, result
 from mtp_jax.analysis.scaling.laws import get_law, rebuild_heads, rebuild_total
 from mtp_jax.analysis.scaling.measures import last_half
 from mtp_jax.analysis.scaling.points import Points, held_out
-from mtp_jax.analysis.scaling.workdirs import read_run_config, read_workdirs
+from mtp_jax.analysis.scaling.workdirs import begun, read_run_config, read_workdirs
 
 HOLD_OUTS = {"largest_N": "the largest N", "last_half": "the last half of D"}
 IMAGES = "img"  # folder of the pictures as the page names it
@@ -85,7 +85,7 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
       ValueError: no folder has a point.
     """
     out = epath.Path(out_folder)
-    ready = [str(folder) for folder in folders if _begun(folder)]
+    ready = [str(folder) for folder in folders if begun(folder)]
     if not ready:
         raise ValueError(f"None of {len(folders)} folders has a validation line: wait for the first runs.")
     shapes = {folder: (config.model.num_heads, config.model.loops) for folder in ready
@@ -111,12 +111,6 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
     if missed:
         text += ["", "Not fitted, for lack of runs:", "", *missed]
     return "\n".join(text) + "\n"
-
-
-def _begun(folder: epath.PathLike) -> bool:
-    """Tells whether a run has a validation line."""
-    path = epath.Path(folder) / METRICS_FILE
-    return path.exists() and '"split": "validation"' in path.read_text()
 
 
 def _what_was_run(folders: Sequence[str], asked: int) -> list[str]:

@@ -44,6 +44,12 @@ def read_workdirs(paths: Sequence[epath.PathLike], *, loss: str = "head_1") -> P
                 for folder, name in zip(folders, names))
 
 
+def begun(folder: epath.PathLike) -> bool:
+    """Tells whether a folder is one of a run that has a validation line."""
+    path = epath.Path(folder) / METRICS_FILE
+    return path.exists() and '"split": "validation"' in path.read_text()
+
+
 def read_run_config(folder: epath.PathLike) -> Config:
     """Returns the settings of a run, of an older version too.
 

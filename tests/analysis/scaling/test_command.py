@@ -224,6 +224,19 @@ def test_a_part_of_a_grid_is_reported(tmp_path, monkeypatch):
         report.report([tmp_path / "runs" / "begun"], tmp_path / "out")
 
 
+def test_folders_without_a_validation_line_are_left_out_of_a_pattern(tmp_path, capsys):
+    (run,) = write_grid(tmp_path / "runs", (8,), (2,), (1,))
+    (tmp_path / "runs" / "begun").mkdir()
+    request = FitRequest(workdirs=(f"{tmp_path}/runs/*",), loss="head_2", keep=("phase=stable,D>100000",))
+    points = command._read(request)
+    assert points.runs == (run.name,) and len(points) == 7 and set(points["head"]) == {2}
+    assert f"1 folders of --workdirs={tmp_path}/runs/* have no validation line" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--keep=phase=cooling leaves no point"):
+        command._read(dataclasses.replace(request, keep=("phase=cooling",)))
+    with pytest.raises(ValueError, match="begun/config.json is missing"):
+        command._read(dataclasses.replace(request, workdirs=(str(tmp_path / "runs" / "begun"),)))
+
+
 @pytest.mark.slow
 def test_a_whole_grid_is_reported(tmp_path):
     folders = write_grid(tmp_path / "runs", (8, 16, 24, 32), (1, 2, 4, 8), (1, 2, 4))

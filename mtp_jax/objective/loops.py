@@ -90,7 +90,9 @@ def expected_loss(h_NxBxTxLxD: jax.Array, gate_TxBxL: jax.Array, unembedding: ja
 def gate_loss(h_NxBxTxLxD: jax.Array, gate_TxBxL: jax.Array, unembedding: jax.Array, targets_NxBxL: jax.Array,
               mask_NxBxL: jax.Array, scale: jax.Array, active_N: jax.Array, *, sharpness: float, margin: float,
               vocab_size: int, chunks: int = 1, execution: Execution = PLAIN) -> tuple[jax.Array, LoopSums]:
-    """Returns the objective of Stage II, differentiable in the gate alone.
+    """Returns the objective of Stage II.
+
+    Its labels carry no gradient. What the gate reads does: it is `train.trainable` that keeps the trunk as it is.
 
     Args:
       scale: 1 over the number of head 1's positions in the whole global batch.

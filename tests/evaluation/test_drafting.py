@@ -55,6 +55,7 @@ def evaluate(run, **settings):
     return json.loads((run / "eval" / "drafting.json").read_text())
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_generating_the_same_prompts(workdir, greedy_only):
     model, task = load_model(workdir), get_task("drafting")
     config = config_of(workdir)

@@ -48,6 +48,7 @@ def test_paths_and_their_hard_nodes_are_counted(workdir, tmp_path):
     assert score(workdir, tmp_path, early) == {"accuracy": 0.25, "hard_node_accuracy": 0.25, "chance": 0.5}
 
 
+@pytest.mark.slow
 def test_a_model_writes_and_is_given_paths(workdir, tmp_path):
     output = tmp_path / "result.json"
     evaluate(EvaluationConfig(workdir=str(workdir), task="star_graph", output=str(output), limit=5, heads=1))

@@ -154,6 +154,7 @@ def test_numbers_of_a_decoding_plan_in_words():
                                                                          "over_bytes": GIB})
 
 
+@pytest.mark.slow
 def test_the_command_on_fake_devices_prints_json_and_a_sentence():
     done = run(*SMALL, "--topology=fake:8", "--config.data.batch_size=8")
     report = strictly(done.stdout)

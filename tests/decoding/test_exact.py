@@ -76,11 +76,7 @@ def check_every_block(entry, model, blocks, name, batches=2):
     return compared
 
 
-OFTEN = ("parallel", "sequential", "medusa")  # the others run as often in the slow suite, and by any request below
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
-                                  for name in RANDOM])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "linear")) for name in RANDOM])
 def test_greedy_is_exact(name, x64, greedy_only):
     entry, model = greedy_model(name)
     N = entry[0].config.num_heads

@@ -215,6 +215,7 @@ def apply_looped(config: Any, size: str, loops: int = 4) -> None:
     _write_shape(config, LOOPED_SHAPES[size.lower()])
     _write_recipe(config, LOOPED_RECIPE)
     config.model.num_heads = 1
+    config.model.head_kind = "medusa"  # head 1 has no layer of its own: all layers are looped, as in the source
     config.model.trunk_kind = "looped"
     config.model.loops = loops
     config.model.sandwich_norm = True

@@ -6,7 +6,7 @@ import pytest
 
 from mtp_jax import presets
 from mtp_jax.config import default_config, from_config_dict
-from mtp_jax.model import ModelSpec
+from mtp_jax.model import ModelSpec, num_trunk_layers
 from mtp_jax.training.optimizer import learning_rate
 
 # Table S14: d_model, layers, attention heads, parameters outside the embeddings, total with a vocabulary of 32k.
@@ -184,6 +184,7 @@ def test_a_looped_shape_has_the_parameters_of_its_name(size):
     assert presets.LOOPED_SHAPES[size].counts == ("total" if is_total else "non-embedding")
     assert not is_total or (model.num_layers, model.d_model) == (24, 2048)
     assert model.kv_heads == model.num_attention_heads and model.sandwich_norm and model.num_heads == 1
+    assert num_trunk_layers(model) == model.num_layers  # and all are looped
     assert model.attention_head_dim in (64, 128) and model.d_model % 128 == 0
 
 

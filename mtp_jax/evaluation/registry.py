@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {  # name -> module that holds it, as TASK or in TASKS
     "boolq": "mtp_jax.evaluation.tasks.choice",
     "copa": "mtp_jax.evaluation.tasks.choice",
     "drafting": "mtp_jax.evaluation.tasks.drafting",
+    "early_exit": "mtp_jax.evaluation.tasks.early_exit",
     "perplexity": "mtp_jax.evaluation.tasks.perplexity",
     "summaries": "mtp_jax.evaluation.tasks.summaries",
     "math500": "mtp_jax.evaluation.tasks.math500",

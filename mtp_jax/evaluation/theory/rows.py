@@ -10,7 +10,7 @@ from mtp_jax.evaluation.request import Request
 SHORTEST = 32  # tokens: shorter pieces are left out
 
 
-def text_rows(request: Request, count: int) -> list[np.ndarray]:
+def text_rows(request: Request, count: int, shortest: int = SHORTEST) -> list[np.ndarray]:
     """Returns rows of ids as the model was trained on: at most a window each, no document after another in one row.
 
     With --data they are the text from its beginning, BOS before each row. Without, they are drawn by --seed from the
@@ -19,9 +19,10 @@ def text_rows(request: Request, count: int) -> list[np.ndarray]:
     Args:
       request: whose model it is.
       count: most rows.
+      shortest: tokens of a row, at least.
 
     Raises:
-      ValueError: there is no row of at least `SHORTEST` tokens, or the data cannot be read.
+      ValueError: there is no row of so many tokens, or the data cannot be read.
     """
     model = request.model
     if request.data is not None:
@@ -31,15 +32,15 @@ def text_rows(request: Request, count: int) -> list[np.ndarray]:
         starts = range(0, min(len(ids), count * width), width)
         rows = [np.concatenate([[model.tokenizer.bos_id], ids[start:start + width]]) for start in starts]
     else:
-        rows = _validation(request, count)
-    rows = [row.astype(np.int32) for row in rows if len(row) >= SHORTEST]
+        rows = _validation(request, count, shortest)
+    rows = [row.astype(np.int32) for row in rows if len(row) >= shortest]
     if not rows:
-        raise ValueError(f"There is no text of {SHORTEST} tokens to measure on: name a longer one, --data=FILE, or "
+        raise ValueError(f"There is no text of {shortest} tokens to measure on: name a longer one, --data=FILE, or "
                          "raise --window.")
     return rows[:count]
 
 
-def _validation(request: Request, count: int) -> list[np.ndarray]:
+def _validation(request: Request, count: int, shortest: int) -> list[np.ndarray]:
     """Returns pieces of the run's validation rows."""
     from mtp_jax.data.corpus import open_corpus  # reads the whole corpus
 
@@ -56,7 +57,7 @@ def _validation(request: Request, count: int) -> list[np.ndarray]:
             row = source[int(number)]
             for segment in range(1, int(row["segments"].max(initial=0)) + 1):
                 piece = row["tokens"][row["segments"] == segment][:room]
-                mine += [piece] if len(piece) >= SHORTEST else []
+                mine += [piece] if len(piece) >= shortest else []
             if len(mine) >= count:
                 break
         found += mine[:-(-count // len(corpus.parts))]

@@ -17,6 +17,7 @@ from mtp_jax.analysis.scaling.points import Points, held_out
 from mtp_jax.analysis.scaling.workdirs import begun, read_run_config, read_workdirs
 
 HOLD_OUTS = {"largest_N": "the largest N", "last_half": "the last half of D"}
+STEEPER = 0.05  # nats more than twice; noise from point to point is less
 IMAGES = "img"  # folder of the pictures as the page names it
 
 
@@ -123,7 +124,7 @@ def _what_was_run(folders: Sequence[str], asked: int) -> list[str]:
     lines = [f"{len(points.runs)} runs: N = {values['N']}; n = {values['n']}; T = {values['T']}; D up to "
              f"{figure.short(points['D'].max())} tokens.{missing} Fitted are the {stable} validation losses of the "
              "stable phase of the learning rate, along D: warm-up and decay are left out, for there the loss follows "
-             "the schedule. Intervals are over runs.", "",
+             "the schedule. Every run has one seed; intervals are over runs.", "",
              "Head 1's last loss, nats, after the decay (of a looped trunk after its last loop); – where a run has not "
              "ended:", ""]
     sizes, rows = sorted(set(points["N"].tolist())), sorted(set(zip(points["n"].tolist(), points["T"].tolist())))
@@ -192,7 +193,9 @@ def _pair(found: Mapping[str, float]) -> str:
 
 def _parameters(fits: Fits) -> list[str]:
     """Returns the table of parameters with intervals, and the warnings."""
-    lines = ["", "| law | points of | parameters, 95 % intervals over runs in brackets |", "| --- | --- | --- |"]
+    lines = ["", "Exponents are searched between 0.01 and 3, powers of n and T between -3 and 3: an interval that ends "
+             "there has no end.", "",
+             "| law | points of | parameters, 95 % intervals over runs in brackets |", "| --- | --- | --- |"]
     warnings = []
     for part, (whole, _) in fits.items():
         values = [_value(whole, name) for name in whole.fit.values]
@@ -234,13 +237,15 @@ def _sentences(found: Mapping[str, result.Result], folders: Sequence[str],
     for name, sign, zero, plus, minus in (
             ("iso_depth:phi", 0.0, "a loop is not shown to be worth anything in parameters",
              "a loop is worth some parameters", "a loop costs"),
-            ("head_one:kappa", 0.0, "no capacity tax of heads is shown", "heads cost capacity (a tax)",
-             "heads save capacity"),
+            ("head_one:kappa", 0.0, "no capacity tax of heads is shown", "heads cost capacity (a tax; at equal N "
+             "they also take layers from the trunk)", "heads save capacity"),
             ("head_one:psi", 0.0, "heads are not shown to be worth any tokens", "heads are worth some tokens",
              "heads cost tokens: with more of them the same loss takes more data")):
         law, _, parameter = name.partition(":")
         if law in found:
             lines.append(_sign(found[law], parameter, sign, zero, plus, minus))
+    if "head_one" in found:
+        lines += _plateaus(found["head_one"].points)
     for name, whole in found.items():
         if name.startswith("per_head"):
             lines.append(_order(name, whole))
@@ -276,6 +281,27 @@ def _sign(whole: result.Result, name: str, middle: float, zero: str, plus: str, 
     else:
         verdict = plus if ends[0] > middle else minus
     return f"- {_value(whole, name)}: {verdict}."
+
+
+def _plateaus(points: Points) -> list[str]:
+    """Returns how many runs fall faster later than before, by n: no sum of falling powers does."""
+    told, some = [], False
+    for n in sorted(set(points["n"].tolist())):
+        runs = points.select(points["n"] == n)
+        count = sum(map(_steps, (runs.select(runs["run"] == name) for name in runs.runs)))
+        told.append(f"{count} of {len(runs.runs)} with n = {n:g}")
+        some = some or count > 0
+    text = f"- Runs in which the loss of head 1 first stands nearly still and then falls: {', '.join(told)}."
+    if some:
+        text += (" No sum of falling powers has such a step: there head_one describes two phases by one law. "
+                 "head_one_late leaves most of the first out.")
+    return [text]
+
+
+def _steps(run: Points) -> bool:
+    """Tells whether a run's loss falls, from one point to the next, more than twice as much as it did earlier."""
+    falls = -np.diff(run["loss"][np.argsort(run["D"])])
+    return any(falls[i:].max() > 2 * max(falls[i - 1], 0.0) + STEEPER for i in range(1, len(falls)))
 
 
 def _order(name: str, whole: result.Result) -> str:

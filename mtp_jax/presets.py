@@ -123,8 +123,8 @@ LOOPED_SHAPES = {
 }
 LOOPED_LOOPS = (2, 4, 8)  # T_m of their law of the loss; 1 beside them for benchmarks
 
-# 20 billion tokens a run, batches of 4 million, 3e-4 constant, AdamW 0.9 and 0.95, decay 0.1, clipping at 1. The context
-# and the warm-up are ours. The rate is theirs for 1.4B and larger; looped models want a lower one than plain ones.
+# 20 billion tokens a run, batches of 4 million, 3e-4 constant, AdamW 0.9 and 0.95, decay 0.1, clipping at 1. Context
+# and warm-up are ours. The rate is that of 1.4B and 2.6B; they found that looped models want a lower one than plain.
 LOOPED_RECIPE = Recipe(4, 4768, 200, 3e-4, 4096)
 
 

@@ -50,7 +50,7 @@ EVALUATE = ("--task=early_exit", "--set=rows=256", "--batch_size=128",
             f"--set=thresholds={','.join(map(str, THRESHOLDS))}")
 MINUTES = "about 6 core-minutes"
 SETTINGS = ("F_2[X]/(X^4), one and two operations, of which answers alone count; a trunk of one layer, 64 wide, "
-            "QK-norm, medusa heads, 8 rows of 128 characters, 800 steps, beta 0.05. Stage II: 200 steps, the gate alone.")
+            "QK-norm, medusa heads, 8 rows of 128 characters, 800 steps, beta 0.05. Stage II: 200 steps of the gate.")
 
 
 def get_config(size="small", loops=4, gate_of=""):

@@ -224,7 +224,8 @@ def test_the_example_lines_have_the_fields_of_real_ones():
 
 
 def test_every_tag_of_tensorboard_is_named():
-    number = dict(step=1, loss=1.0, head_loss=[1.0], head_accuracy=[1.0])
+    number = dict(step=1, loss=1.0, head_loss=[1.0], head_accuracy=[1.0], task_loss=1.0, entropy_term=0.0, entropy=1.0,
+                  expected_head_loss=[1.0], exit_share=[1.0], loops={"1": dict(head_loss=[1.0], head_accuracy=[1.0])})
     records = [Record(split="train", **number, tokens_per_second=1.0, tflops_per_device=1.0, mfu=1.0,
                       learning_rate=1.0, grad_norm=1.0, head_weights=[1.0]),
                Record(split="validation", **number, head_agreement=[1.0], expected_accepted_length=1.0,

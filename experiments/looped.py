@@ -13,7 +13,7 @@ the gate's exits. Stage II trains the gate alone, to go on where another loop st
 Hardware: two CPU cores. The small size has a trunk of one layer, all that there is but heads (of kind medusa, whose
 head 1 has no layer), and computes with polynomials as experiments.polynomial, F_2[X]/(X^4), one or two operations: what
 has to be worked out in several steps is where depth should tell. A run takes about half a core-minute, the study of
-T_m = 1, 2, 4 with n = 1 and n = 4 heads, both stages and the curves of early exit, MINUTES core-minutes:
+T_m = 1, 2, 4, of both stages and of early exit MINUTES core-minutes:
 
     python -m mtp_jax.study --experiment=looped --workdir=runs/experiments
 
@@ -38,8 +38,6 @@ from mtp_jax.analysis.loss_plot import read_metrics
 from mtp_jax.analysis.study import CONFIRMED, NOT_CONFIRMED, Cell, Claim, Study, Verdict
 
 LOOPS = (1, 2, 4)
-HEADS = (1, 4)
-RUNS = ((1, 1), (1, 2), (1, 4), (4, 1), (4, 4))  # n, T_m
 STEPS = 800
 SEEDS = (1,)
 GATE_SHARE = 4  # Stage I has so many times the steps of Stage II
@@ -117,11 +115,11 @@ def study(seeds=SEEDS):
     """Returns the study of claims L1 and L2."""
     cells = []
     for seed in seeds:
-        for heads, loops in RUNS:
-            values = {"num_heads": heads, "loops": loops, "stage": "I", "seed": seed}
-            own = (f"loops={loops}", f"model.num_heads={heads}", f"train.seed={seed}", f"data.seed={seed}")
+        for loops in LOOPS:
+            values = {"loops": loops, "stage": "I", "seed": seed}
             deep = loops == LOOPS[-1]
-            first = cell(values, own, EVALUATE if deep else None)
+            first = cell(values, (f"loops={loops}", "model.num_heads=1", f"train.seed={seed}", f"data.seed={seed}"),
+                         EVALUATE if deep else None)
             cells.append(first)
             if deep:
                 cells.append(cell({**values, "stage": "II"}, (f"gate_of={{{first.name}}}",), EVALUATE))
@@ -131,7 +129,7 @@ def study(seeds=SEEDS):
               f"loop than after the first, and after no loop more than {GAMMA} nats above the loop before. Else not "
               "confirmed.", judge_loops),
         Claim("L2", "Early exit trades the loss for loops.",
-              "Confirmed: with the gates of both stages of the runs with T_m = 4, over rising thresholds the loops "
+              "Confirmed: with the gates of both stages of every run with T_m = 4, over rising thresholds the loops "
               f"a token never fall and rise by at least {SPAN} in all, and the loss at the highest threshold is below "
               "that at the lowest. Else not confirmed.", judge_exit))
     return Study("looped", "What does running one trunk several times do to the loss?", tuple(cells), measure, claims,
@@ -158,9 +156,9 @@ def measure(folder):
     return found | (study_measure.evaluation(folder, "early_exit") if deep else {})
 
 
-def by_loop(row, head=1):
-    """Returns {loop: held-out loss of a head after it}."""
-    return {loop: row[f"head_{head}_loop_{loop}"] for loop in range(1, row["loops"] + 1)}
+def by_loop(row):
+    """Returns {loop: held-out loss of head 1 after it}."""
+    return {loop: row[f"head_1_loop_{loop}"] for loop in range(1, row["loops"] + 1)}
 
 
 def judge_loops(rows):
@@ -169,7 +167,7 @@ def judge_loops(rows):
     for row in rows:
         if row["stage"] == "I" and row["loops"] > 1:
             losses = list(by_loop(row).values())
-            name = f"n = {row['num_heads']}, T = {row['loops']}, seed {row['seed']}"
+            name = f"T = {row['loops']}, seed {row['seed']}"
             found[f"{name}: head 1 after each loop, nats"] = ", ".join(f"{loss:.4f}" for loss in losses)
             holds &= losses[-1] < losses[0] and all(b - a <= GAMMA for a, b in zip(losses, losses[1:]))
     gains = [row["head_1_loop_1"] - row[f"head_1_loop_{row['loops']}"] for row in rows
@@ -192,36 +190,28 @@ def judge_exit(rows):
             loops = [one for one, _ in points]
             holds &= all(a <= b for a, b in zip(loops, loops[1:])) and loops[-1] - loops[0] >= SPAN
             holds &= points[-1][1] < points[0][1]
-            name = f"n = {row['num_heads']}, stage {row['stage']}, seed {row['seed']}"
+            name = f"stage {row['stage']}, seed {row['seed']}"
             found[f"{name}: loops a token and nats"] = "; ".join(f"{one:.2f} {loss:.4f}" for one, loss in points)
     return Verdict(CONFIRMED if holds else NOT_CONFIRMED, f"Thresholds from {THRESHOLDS[0]} to {THRESHOLDS[-1]}; all "
                    "loops and each fixed number of them are in the picture.", found)
 
 
 def plot(rows, folder):
-    """Draws the loss after each loop, and the curves of early exit."""
-    picture = study_plot.Picture(4, rows=2)
-    first = [row for row in rows if row["stage"] == "I" and row["seed"] == rows[0]["seed"]]
-    after = {}
+    """Draws the loss after each loop, and the curves of early exit, of the first seed."""
+    picture = study_plot.Picture(2)
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    after = {f"T = {row['loops']}": by_loop(row) if row["loops"] > 1 else {1: row["head_loss_1"]}
+             for row in first if row["stage"] == "I"}
+    picture.lines(0, {label: {loop: [loss] for loop, loss in points.items()} for label, points in after.items()},
+                  x="loop t", y="held-out loss, nats", title="after each loop")
+    drawn = {}
     for row in first:
-        points = by_loop(row) if row["loops"] > 1 else {1: row["head_loss_1"]}
-        after[f"n = {row['num_heads']}, T = {row['loops']}"] = {loop: [loss] for loop, loss in points.items()}
-    picture.lines(0, after, x="loop t", y="held-out loss of head 1, nats", title="head 1 after each loop")
-    deep = [row for row in first if row["loops"] == LOOPS[-1] and row["num_heads"] == HEADS[-1]]
-    gains = {f"head {k}": {loop: [loss - row[f"head_{k}_loop_1"]] for loop, loss in by_loop(row, k).items()}
-             for row in deep for k in range(1, HEADS[-1] + 1)}
-    picture.lines(1, gains, x="loop t", y="loss less that after loop 1, nats",
-                  title=f"all heads, n = {HEADS[-1]}, T = {LOOPS[-1]}")
-    for panel, heads in enumerate(HEADS, 2):
-        drawn = {}
-        for row in rows:
-            if (row["num_heads"], row["loops"], row["seed"]) == (heads, LOOPS[-1], rows[0]["seed"]):
-                drawn[f"gate of stage {row['stage']}"] = {loops: [loss] for loops, loss in curve(row)}
-                drawn["the same number for all"] = {loops: [row[f"head_1_nats@loops={loops}"]]
-                                                    for loops in range(1, LOOPS[-1] + 1)}
-        axis = picture.lines(panel, drawn, x="loops a token", y="held-out loss of head 1, nats",
-                             title=f"early exit, n = {heads}, T = 4")
-        axis.set_xticks(range(1, LOOPS[-1] + 1), [str(loops) for loops in range(1, LOOPS[-1] + 1)])
+        if row["loops"] == LOOPS[-1]:
+            drawn[f"gate of stage {row['stage']}"] = {loops: [loss] for loops, loss in curve(row)}
+            drawn["the same number for all"] = {loops: [row[f"head_1_nats@loops={loops}"]]
+                                                for loops in range(1, LOOPS[-1] + 1)}
+    axis = picture.lines(1, drawn, x="loops a token", y="held-out loss, nats", title=f"early exit, T = {LOOPS[-1]}")
+    axis.set_xticks(range(1, LOOPS[-1] + 1), [str(loops) for loops in range(1, LOOPS[-1] + 1)])
     return [picture.save(folder / "looped.png")]
 
 

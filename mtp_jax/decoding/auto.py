@@ -256,10 +256,11 @@ def conditions(model: DecodingModel, batch: int, length: int, sampling: Sampling
     rule = {GREEDY: "greedy", LOSSLESS: "lossless", TYPICAL: "typical"}[int(sampling.rule)] + sorts
     devices = [jax.devices(model.platform)[0]] if model.layout is None else list(model.layout.mesh.devices.flat)
     loops = f", {model.config.loops} loops, exit {model.exit_threshold}" if model.config.loops > 1 else ""
+    moved = "" if model.weights.redistribution is None else ", redistributed activations"
     mesh = "" if model.layout is None else f", {dict(model.layout.mesh.shape)}"
     return (f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, batch {batch}, "
             f"cache of {bucket(model, length + model.heads)}, {model.config.dtype}, {model.cache_dtype}, {rule}"
-            f"{loops}{mesh}")
+            f"{loops}{moved}{mesh}")
 
 
 def tree_name(tree: Tree) -> str:

@@ -3,10 +3,10 @@
 For each law: losses are drawn from known parameters, the law is fitted to them without knowing these, runs are
 resampled, and it is counted how often the 95 % interval of each parameter holds the true value.
 
-    python -m benchmarks.scaling_coverage [--laws=chinchilla,head_one] [--draws=100] [--resamples=400] [--starts=48] [--seed=0]
+    python -m benchmarks.scaling_coverage [--laws=chinchilla,head_one] [--draws=100] [--resamples=400] [--starts=48]
 
-Needs one core; the six laws take about ten minutes. Prints one JSON line a law: the share of draws whose interval holds
-the truth, a parameter each, with the design (runs, points, noise) and the seconds of a fit and of a refit.
+Needs one core; the six laws take about five minutes. Prints one JSON line a law: the share of draws whose interval
+holds the truth, a parameter each, with the design (runs, points, noise) and the seconds of a fit and of a refit.
 
 Noise: the log loss of a run is off by a normal error of its own (a seed's luck), and each of its points by another.
 """
@@ -120,10 +120,11 @@ def coverage(law: str, design: Design, *, draws: int, resamples: int, seed: int 
             held[name] += low <= design.truth[name] <= high
         fitting, refitting = fitting + middle - begin, refitting + time.process_time() - middle
     shares = {name: count / draws for name, count in held.items()}
-    return {"law": law, **shares, "least": min(shares.values()), "draws": draws, "resamples": resamples, "starts": starts,
-            "confidence": CONFIDENCE, "runs": len(points.runs), "points": len(points), "truth": dict(design.truth),
-            "run_noise": design.run_noise, "point_noise": design.point_noise,
-            "fit_seconds": round(fitting / draws, 3), "refit_milliseconds": round(1e3 * refitting / draws / resamples, 3)}
+    return {"law": law, **shares, "least": min(shares.values()), "draws": draws, "resamples": resamples,
+            "starts": starts, "confidence": CONFIDENCE, "runs": len(points.runs), "points": len(points),
+            "truth": dict(design.truth), "run_noise": design.run_noise, "point_noise": design.point_noise,
+            "fit_seconds": round(fitting / draws, 3),
+            "refit_milliseconds": round(1e3 * refitting / draws / resamples, 3)}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from mtp_jax.analysis.scaling.points import Points
 
 
 def measures(fit: Fit, points: Points) -> dict[str, float]:
-    """Returns how far predictions lie from measured losses; residuals are predicted minus measured, in nats.
+    """Returns how far predictions lie from measured losses; residuals are measured minus predicted, in nats.
 
     Args:
       fit: of any law.
@@ -29,9 +29,9 @@ def measures(fit: Fit, points: Points) -> dict[str, float]:
     if not len(points):
         raise ValueError("Measures need at least one point.")
     predicted, loss = fit.predict(points), points["loss"]
-    residuals = predicted - loss
+    residuals = loss - predicted
     late = residuals[last_half(points)]
-    logs = np.log(predicted) - np.log(loss)
+    logs = np.log(loss) - np.log(predicted)
     inside = np.clip(logs, -fit.delta, fit.delta)
     return {"points": len(points), "runs": len(points.runs),
             "r2": _r2(residuals, loss), "r2_log": _r2(logs, np.log(loss)),

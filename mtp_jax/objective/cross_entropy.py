@@ -276,13 +276,14 @@ def _one_head(static: _Static, wide, h_BxLxD, matrix_VxD, targets_BxL, mask_BxL,
         totals["unembedding_gradient"] = _no_gradient(matrix_VxD.shape, wide)
 
     def chunk(totals, inputs):
-        added, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
+        h, targets, mask, weights = inputs
+        added, outputs = _one_chunk(static, wide, h, targets, mask, weights, matrix_VxD, scale)
         return jax.tree.map(jnp.add, totals, added), outputs
 
-    inputs = (h_BxLxD, targets_BxL, mask_BxL, weights_BxL)
     if C == 1:
-        totals, outputs = _one_chunk(static, wide, *inputs, matrix_VxD, scale)
+        totals, outputs = _one_chunk(static, wide, h_BxLxD, targets_BxL, mask_BxL, weights_BxL, matrix_VxD, scale)
     else:
+        inputs = (h_BxLxD, targets_BxL, mask_BxL, weights_BxL)
         totals, outputs = jax.lax.scan(chunk, totals, jax.tree.map(cut, inputs))
         outputs = jax.tree.map(join, outputs)
     return {**totals, **outputs}

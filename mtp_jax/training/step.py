@@ -159,12 +159,13 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
             targets_NxBxL, mask_NxBxL = targets_of(batch)
             if places is None:
                 return mtp_cross_entropy(states, unembedding, targets_NxBxL, mask_NxBxL, scale_N, **how)
-            objective = config.objective
+            (h_NxBxTxLxD, gate_TxBxL), objective = states, config.objective
             if objective.loop_objective == "gate":
                 active_N = (weights_N > 0).at[0].set(True)
-                return gate_loss(*states, unembedding, targets_NxBxL, mask_NxBxL, 1 / jnp.maximum(counts_N[0], 1),
-                                 active_N, sharpness=objective.gate_sharpness, margin=objective.gate_margin, **how)
-            return expected_loss(*states, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
+                return gate_loss(h_NxBxTxLxD, gate_TxBxL, unembedding, targets_NxBxL, mask_NxBxL,
+                                 1 / jnp.maximum(counts_N[0], 1), active_N, sharpness=objective.gate_sharpness,
+                                 margin=objective.gate_margin, **how)
+            return expected_loss(h_NxBxTxLxD, gate_TxBxL, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
                                  objective.exit_entropy / jnp.maximum(places, 1), **how)
 
         def of_part(part: Batch) -> tuple[jax.Array, Any, Params]:

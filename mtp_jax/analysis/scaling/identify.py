@@ -99,19 +99,14 @@ def flat(law: Law, draws: Mapping[str, np.ndarray], fixed: Mapping[str, float] |
       fixed: {parameter: value} of what was not fitted.
     """
     lines = []
-    for name, box in law.nonlinear.items():
+    for name, values in draws.items():
+        box = law.nonlinear.get(name)
         if name in (fixed or {}) or box == OFFSET:
             continue
-        share = float(np.mean((draws[name] <= box[0]) | (draws[name] >= box[1])))
+        ends, told = ((0.0,), "at 0") if box is None else (box, f"at an end of {box[0]:g} to {box[1]:g}")
+        share = float(np.mean((values <= ends[0]) | (values >= ends[-1]) & (box is not None)))
         if share > AT_END:
-            lines.append(f"{name} is not identified: {share:.0%} of the resamples leave it at an end of "
-                         f"{box[0]:g} to {box[1]:g}.")
-    for name, values in draws.items():
-        if name in (fixed or {}) or name in law.nonlinear:
-            continue
-        share = float(np.mean(values == 0))
-        if share > AT_END:
-            lines.append(f"{name} is not identified: {share:.0%} of the resamples leave it at 0.")
+            lines.append(f"{name} is not identified: {share:.0%} of the resamples leave it {told}.")
     return tuple(lines)
 
 

@@ -13,6 +13,7 @@ from etils import epath
 from mtp_jax.analysis.scaling.bootstrap import resample
 from mtp_jax.analysis.scaling.figure import short
 from mtp_jax.analysis.scaling.fit import Fit, fit
+from mtp_jax.analysis.scaling.identify import flat
 from mtp_jax.analysis.scaling.laws import Law, get_law
 from mtp_jax.analysis.scaling.measures import measures
 from mtp_jax.analysis.scaling.optimal import optimal
@@ -118,6 +119,7 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
     least = min(one.objective for one in fits)
     fits.sort(key=lambda one: one.objective > (1 + SAME) * least)
     found = resample(fits[0], seen, draws=draws, seed=seed) if draws else {}
+    fits[0] = dataclasses.replace(fits[0], warnings=(*fits[0].warnings, *flat(law, found, fixed)))
     return Result(fits[0], fits[1] if len(fits) > 1 else None, points, mask, found, confidence, dict(source or {}))
 
 

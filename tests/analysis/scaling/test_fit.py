@@ -95,7 +95,8 @@ def test_the_largest_models_are_predicted_from_the_others():
     assert unseen["rmse"] == pytest.approx(0.113, abs=0.003)  # 1.4B and 6.9B, losses of 2.4 to 2.9
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [name if name != "looped_step" else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in LAWS])
 def test_both_methods_find_a_law_in_points_with_noise(name):
     points = small(name)
     one, two = (fit(name, points, method=method, starts=16) for method in METHODS)

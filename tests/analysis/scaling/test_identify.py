@@ -99,5 +99,5 @@ def test_resamples_at_an_end_are_told():
     draws = {"E": np.ones(10), "A": np.asarray([0.0] * 5 + [1.0] * 5), "B": np.ones(10), "alpha": np.full(10, 0.3),
              "beta": np.asarray([3.0] * 2 + [0.4] * 8)}
     lines = flat(get_law("chinchilla"), draws)
-    assert [line.split()[0] for line in lines] == ["beta", "A"] and "20% of the resamples" in lines[0]
+    assert [line.split()[0] for line in lines] == ["A", "beta"] and "20% of the resamples" in lines[1]
     assert flat(get_law("chinchilla"), draws, {"A": 0.0, "beta": 3.0}) == ()

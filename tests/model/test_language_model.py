@@ -264,7 +264,8 @@ def test_the_papers_shapes_have_the_papers_sizes(name, width, layers, heads, pub
     ("parallel", {}), ("parallel", {"unembedding": "replicated", "qk_norm": True, "num_kv_heads": 2}),
     ("linear", {"tie_embedding": True}), ("causal", {}), ("anticausal", {"param_dtype": "bfloat16"}),
     ("medusa", {}), ("medusa", {"medusa_layers": 2, "unembedding": "replicated"}),
-    ("sequential", {"qk_norm": True, "num_kv_heads": 2})])
+    ("sequential", {"qk_norm": True, "num_kv_heads": 2}),
+    ("parallel", {"trunk_kind": "looped", "loops": 2, "sandwich_norm": True})])
 def test_parameter_paths_shapes_and_axes_are_the_golden_ones(kind, changes):
     """Checkpoints and converters stand on these names."""
     shape = {"num_heads": 2, "num_layers": 5, "num_attention_heads": 4}

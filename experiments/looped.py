@@ -13,7 +13,7 @@ the gate's exits. Stage II trains the gate alone, to go on where another loop st
 Hardware: two CPU cores. The small size has a trunk of one layer, all that there is but heads (of kind medusa, whose
 head 1 has no layer), and computes with polynomials as experiments.polynomial, F_2[X]/(X^4), one or two operations: what
 has to be worked out in several steps is where depth should tell. A run takes about half a core-minute, the study of
-T_m = 1, 2, 4, of both stages and of early exit MINUTES core-minutes:
+T_m = 1, 2, 4, of n = 1 and 4, of both stages and of early exit MINUTES core-minutes:
 
     python -m mtp_jax.study --experiment=looped --workdir=runs/experiments
 
@@ -38,6 +38,7 @@ from mtp_jax.analysis.loss_plot import read_metrics
 from mtp_jax.analysis.study import CONFIRMED, NOT_CONFIRMED, Cell, Claim, Study, Verdict
 
 LOOPS = (1, 2, 4)
+RUNS = ((1, 1), (1, 2), (1, 4), (4, 1), (4, 4))  # n, T_m
 STEPS = 800
 SEEDS = (1,)
 GATE_SHARE = 4  # Stage I has so many times the steps of Stage II
@@ -115,11 +116,11 @@ def study(seeds=SEEDS):
     """Returns the study of claims L1 and L2."""
     cells = []
     for seed in seeds:
-        for loops in LOOPS:
-            values = {"loops": loops, "stage": "I", "seed": seed}
-            deep = loops == LOOPS[-1]
-            first = cell(values, (f"loops={loops}", "model.num_heads=1", f"train.seed={seed}", f"data.seed={seed}"),
-                         EVALUATE if deep else None)
+        for heads, loops in RUNS:
+            values = {"num_heads": heads, "loops": loops, "stage": "I", "seed": seed}
+            own = (f"loops={loops}", f"model.num_heads={heads}", f"train.seed={seed}", f"data.seed={seed}")
+            deep = (heads, loops) == (1, LOOPS[-1])
+            first = cell(values, own, EVALUATE if deep else None)
             cells.append(first)
             if deep:
                 cells.append(cell({**values, "stage": "II"}, (f"gate_of={{{first.name}}}",), EVALUATE))
@@ -129,9 +130,9 @@ def study(seeds=SEEDS):
               f"loop than after the first, and after no loop more than {GAMMA} nats above the loop before. Else not "
               "confirmed.", judge_loops),
         Claim("L2", "Early exit trades the loss for loops.",
-              "Confirmed: with the gates of both stages of every run with T_m = 4, over rising thresholds the loops "
-              f"a token never fall and rise by at least {SPAN} in all, and the loss at the highest threshold is below "
-              "that at the lowest. Else not confirmed.", judge_exit))
+              "Confirmed: with the gates of both stages of every run with n = 1, T_m = 4, over rising thresholds the "
+              f"loops a token never fall and rise by at least {SPAN} in all, and the loss at the highest threshold is "
+              "below that at the lowest. Else not confirmed.", judge_exit))
     return Study("looped", "What does running one trunk several times do to the loss?", tuple(cells), measure, claims,
                  plot, MINUTES, columns=("head_loss_1", "head_1_loop_1", "head_1_loop_2", "head_1_loop_3",
                                          "head_1_loop_4", "exit_1", "exit_2", "exit_3", "exit_4"), settings=SETTINGS)
@@ -152,7 +153,7 @@ def measure(folder):
     for loop, numbers in last.get("loops", {}).items():
         found |= {f"head_{k}_loop_{loop}": loss for k, loss in enumerate(numbers["head_loss"], 1) if loss is not None}
         found[f"exit_{loop}"] = last["exit_share"][int(loop) - 1]
-    deep = len(last.get("loops", ())) == LOOPS[-1]
+    deep = (len(last["head_loss"]), len(last.get("loops", ()))) == (1, LOOPS[-1])
     return found | (study_measure.evaluation(folder, "early_exit") if deep else {})
 
 
@@ -167,7 +168,7 @@ def judge_loops(rows):
     for row in rows:
         if row["stage"] == "I" and row["loops"] > 1:
             losses = list(by_loop(row).values())
-            name = f"T = {row['loops']}, seed {row['seed']}"
+            name = f"n = {row['num_heads']}, T = {row['loops']}, seed {row['seed']}"
             found[f"{name}: head 1 after each loop, nats"] = ", ".join(f"{loss:.4f}" for loss in losses)
             holds &= losses[-1] < losses[0] and all(b - a <= GAMMA for a, b in zip(losses, losses[1:]))
     gains = [row["head_1_loop_1"] - row[f"head_1_loop_{row['loops']}"] for row in rows
@@ -185,7 +186,7 @@ def judge_exit(rows):
     """Applies the rule of L2."""
     found, holds = {}, True
     for row in rows:
-        if row["loops"] == LOOPS[-1]:
+        if (row["num_heads"], row["loops"]) == (1, LOOPS[-1]):
             points = curve(row)
             loops = [one for one, _ in points]
             holds &= all(a <= b for a, b in zip(loops, loops[1:])) and loops[-1] - loops[0] >= SPAN
@@ -200,17 +201,20 @@ def plot(rows, folder):
     """Draws the loss after each loop, and the curves of early exit, of the first seed."""
     picture = study_plot.Picture(2)
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
-    after = {f"T = {row['loops']}": by_loop(row) if row["loops"] > 1 else {1: row["head_loss_1"]}
-             for row in first if row["stage"] == "I"}
-    picture.lines(0, {label: {loop: [loss] for loop, loss in points.items()} for label, points in after.items()},
-                  x="loop t", y="held-out loss, nats", title="after each loop")
+    after = {}
+    for row in first:
+        if row["stage"] == "I":
+            points = by_loop(row) if row["loops"] > 1 else {1: row["head_loss_1"]}
+            after[f"n = {row['num_heads']}, T = {row['loops']}"] = {loop: [loss] for loop, loss in points.items()}
+    picture.lines(0, after, x="loop t", y="held-out loss of head 1, nats", title="after each loop")
     drawn = {}
     for row in first:
-        if row["loops"] == LOOPS[-1]:
+        if (row["num_heads"], row["loops"]) == (1, LOOPS[-1]):
             drawn[f"gate of stage {row['stage']}"] = {loops: [loss] for loops, loss in curve(row)}
             drawn["the same number for all"] = {loops: [row[f"head_1_nats@loops={loops}"]]
                                                 for loops in range(1, LOOPS[-1] + 1)}
-    axis = picture.lines(1, drawn, x="loops a token", y="held-out loss, nats", title=f"early exit, T = {LOOPS[-1]}")
+    axis = picture.lines(1, drawn, x="loops a token", y="held-out loss of head 1, nats",
+                         title=f"early exit, n = 1, T = {LOOPS[-1]}")
     axis.set_xticks(range(1, LOOPS[-1] + 1), [str(loops) for loops in range(1, LOOPS[-1] + 1)])
     return [picture.save(folder / "looped.png")]
 

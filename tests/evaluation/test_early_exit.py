@@ -50,9 +50,9 @@ def test_losses_and_loops_are_those_of_the_definition(x64, tmp_path):
                     for i, at_V in enumerate(found_NxLxV[k - 1][:len(row) - k])]
             assert found[f"head_{k}_nats@{label}"] == pytest.approx(np.mean(nats), abs=1e-9), label
         if label == "q=0.6":
-            assert found["loops@q=0.6"] == pytest.approx(np.mean(np.concatenate(loops)))
+            assert found["loops@q=0.6"] == pytest.approx(np.mean(np.concatenate(loops))) == found["loops_read@q=0.6"]
             assert 1 < found["loops@q=0.6"] < LOOPS
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize("prompt_end", [None, 7, 9])
@@ -60,13 +60,13 @@ def test_targets_count_as_in_training(prompt_end):
     row, heads = np.array([3, 1, 7, 4, 7, 5, 2]), 3
     reading = Reading({k: -np.arange(1.0, len(row) - k + 1) for k in range(1, heads + 1)}, {},
                       np.arange(10, 10 + len(row) - 1))
-    nats_N, count_N, loops = sums(row, reading, prompt_end)
+    nats_N, count_N, loops, read = sums(row, reading, prompt_end)
     _, mask_NxBxL = multi_token_targets(row[None], np.ones((1, len(row)), np.int32), np.arange(len(row))[None], heads,
                                         prompt_end)
     mask_NxL = np.asarray(mask_NxBxL)[:, 0]
     assert count_N == mask_NxL.sum(axis=1).tolist()
     assert nats_N == [float(np.sum(-reading.logprob[k + 1][mask_NxL[k][:len(row) - k - 1]])) for k in range(heads)]
-    assert loops == reading.loops[mask_NxL[0][:-1]].sum()
+    assert loops == reading.loops[mask_NxL[0][:-1]].sum() and read == reading.loops.sum()
     assert sum(count_N) == {None: 15, 7: 12, 9: 0}[prompt_end]
 
 

@@ -5,6 +5,7 @@ gate's probability to have left reaches it, and with each fixed number of loops,
 
     head_K_nats@q=Q         head K's loss, nats a token, with threshold Q
     loops@q=Q               loops after which the positions left that scored a token with head 1, mean over them
+    loops_read@q=Q          the same over all positions that were read, those before objective.prompt_end too
     head_K_nats@loops=T     with T loops for every token
 
 A target counts as in training: with objective.prompt_end only those after its first place in a document.
@@ -51,6 +52,7 @@ class EarlyExit(Task):
             raise ValueError(f"--set=rows={request.option('rows')} must be at least 1.")
         rows = text_rows(request, request.option("rows"), shortest=request.model.heads + 2)
         end = None if request.data is not None else request.run_config().objective.prompt_end
+        lengths_R = np.array([len(row) for row in rows])
         values: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
         with request.progress(len(ways) * len(rows), self.name) as bar:
@@ -59,7 +61,7 @@ class EarlyExit(Task):
                 heads = tuple(range(1, model.heads + 1))
                 found = [sums(row, reading, end)
                          for row, reading in zip(rows, scorer.read(rows, heads=heads, progress=bar.update))]
-                nats_RxN, count_RxN, loops_R = (np.array(part) for part in zip(*found))
+                nats_RxN, count_RxN, loops_R, read_R = (np.array(part) for part in zip(*found))
                 if not count_RxN.sum(axis=0).all():
                     raise ValueError("The rows have no target that counts for every head: raise --set=rows.")
                 for k in heads:
@@ -70,6 +72,7 @@ class EarlyExit(Task):
                                                                     seed=request.config.seed)
                 if model.exit_threshold is not None:
                     values[f"loops@{label}"] = float(loops_R.sum() / count_RxN[:, 0].sum())
+                    values[f"loops_read@{label}"] = float(read_R.sum() / (lengths_R - 1).sum())
         samples = [{"task_id": f"row {number}", "tokens": len(row)} for number, row in enumerate(rows)]
         return Result(self.name, Metrics(values, intervals), samples, request.settings())
 
@@ -87,9 +90,9 @@ def with_loops(model: DecodingModel, loops: int) -> DecodingModel:
     return dataclasses.replace(model, config=dataclasses.replace(model.config, loops=loops))
 
 
-def sums(row: np.ndarray, reading: Reading, prompt_end: int | None) -> tuple[list[float], list[int], int]:
+def sums(row: np.ndarray, reading: Reading, prompt_end: int | None) -> tuple[list[float], list[int], int, int]:
     """Returns of each head the sum of -log p over the targets of a row that count, and their number; and the loops
-    after which the positions left that scored head 1's, added up (0 without early exit).
+    after which the positions left that scored head 1's, and all positions, added up (0 without early exit).
 
     Args:
       row: ids, of one document.
@@ -103,9 +106,10 @@ def sums(row: np.ndarray, reading: Reading, prompt_end: int | None) -> tuple[lis
     # Head k predicts row[i + k] at place i.
     counted = {k: values[max(first - k, 0):] for k, values in reading.logprob.items()}
     start = max(first - 1, 0)
-    loops = 0 if reading.loops is None else int(reading.loops[start:start + len(counted[1])].sum())
+    loops_L = np.zeros(len(row) - 1, np.int32) if reading.loops is None else reading.loops
     return ([-float(values.sum(dtype=np.float64)) for values in counted.values()],
-            [len(values) for values in counted.values()], loops)
+            [len(values) for values in counted.values()], int(loops_L[start:start + len(counted[1])].sum()),
+            int(loops_L.sum()))
 
 
 TASK = EarlyExit()

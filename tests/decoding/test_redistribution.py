@@ -20,7 +20,7 @@ from tests.decoding.workdirs import write_workdir
 from tests.small_model import make_config, make_params
 
 ARM = {"c": 0.5, "p1": 90.0, "p_max": 0.5}  # enough to change what small models say
-QUICK_KINDS = ("parallel",)
+QUICK_KINDS = ("linear",)  # the smallest programs
 
 
 @functools.cache
@@ -60,7 +60,8 @@ def check_exact(model, blocks, seed=0, **settings):
         result = generate(arm, prompts, max_new_tokens=WINDOW, **block)
         assert tokens_of(result) == alone, block
     assert gaps(arm, prompts, alone).max() < 1e-9
-    assert alone != texts_of(model, prompts, heads=1)  # it is on
+    other = model.redistributing(Redistribution.create(**{**ARM, **settings, "seed": 5, "p1": 99}))
+    assert gaps(other, prompts, alone).max() > 1e-2  # it is on: with other settings these are not the likeliest tokens
     return sum(map(len, alone)), result
 
 
@@ -116,6 +117,7 @@ def test_greedy_drafting_is_exact_in_a_looped_trunk(threshold, x64, greedy_only)
     assert tokens > 300
 
 
+@pytest.mark.slow
 def test_other_numbers_compile_nothing_and_a_fraction_of_zero_is_the_model_itself(x64, greedy_only):
     _, model = greedy_model("parallel")
     prompts = ragged(0, model.config.vocab_size, LENGTHS)
@@ -153,6 +155,7 @@ def test_statistics_over_a_call_read_whole_rows_and_one_text_token_by_token():
     assert len(generate(tensor, [rows[0].tolist()], max_new_tokens=8, heads=1).tokens[0]) == 8
 
 
+@pytest.mark.slow
 def test_the_model_of_a_workdir_is_loaded_with_it(tmp_path):
     config = make_config(vocab_size=259, dtype="float32", param_dtype="float32")
     folder = write_workdir(tmp_path, config, {1: make_params(config)}, seq_len=32)

@@ -12,8 +12,8 @@ the gate's exits. Stage II trains the gate alone, to go on where another loop st
 
 Hardware: two CPU cores. The small size has a trunk of one layer, all that there is but heads (of kind medusa, whose
 head 1 has no layer), and computes with polynomials as experiments.polynomial, F_2[X]/(X^4), one or two operations: what
-has to be worked out in several steps is where depth should tell. A run takes about half a core-minute, the study of
-T_m = 1, 2, 4, of n = 1 and 4, of both stages and of early exit MINUTES core-minutes:
+has to be worked out in several steps is where depth should tell. A run takes about a core-minute, the study of
+T_m = 1, 2, 4, of n = 1 and 4, of both stages and of early exit about four core-minutes:
 
     python -m mtp_jax.study --experiment=looped --workdir=runs/experiments
 
@@ -24,12 +24,14 @@ ids. The source begins with 8 loops and beta 0.1, and goes on with 4 loops and b
     python -m experiments.looped --workdir=runs/374m --config.size=374m --config.loops=8 \\
         --config.data.source=prepared --config.data.path=gs://BUCKET/CORPUS --config.data.tokenizer=tokenizer.json
     python -m experiments.looped --workdir=runs/374m_4 --config.size=374m --config.loops=4 \\
-        --config.init_from.path=runs/374m --config.objective.exit_entropy=0.05 --config.data...
+        --config.init_from.path=runs/374m --config.objective.exit_entropy=0.05
 
-A plain run goes on as a looped one in the same way (its gate starts fresh). Looped models want a lower learning rate
+with the data as above. A plain run goes on as a looped one in the same way (its gate starts fresh). Looped models want a lower learning rate
 than plain ones. None of the source's sizes has been trained here.
 
-EXPECTED
+Expected, of the small size with n = 1 (seed 1), held-out nats a token of an answer: 0.307 with T_m = 1; 0.363 and 0.245
+after the two loops of T_m = 2; 0.467, 0.239, 0.230 and 0.231 after the four of T_m = 4. The gate of T_m = 4 loses more
+than it saves here, for a reason that docs/looped.md gives; Stage II makes it better.
 """
 
 from mtp_jax import presets, train
@@ -47,7 +49,7 @@ SPAN = 0.5  # loops a token that thresholds must move
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 EVALUATE = ("--task=early_exit", "--set=rows=256", "--batch_size=128",
             f"--set=thresholds={','.join(map(str, THRESHOLDS))}")
-MINUTES = "about 6 core-minutes"
+MINUTES = "about four core-minutes"
 SETTINGS = ("F_2[X]/(X^4), one and two operations, of which answers alone count; a trunk of one layer, 64 wide, "
             "QK-norm, medusa heads, 8 rows of 128 characters, 800 steps, beta 0.05. Stage II: 200 steps of the gate.")
 

@@ -130,8 +130,8 @@ class Options:
                             **{self.amount_name: amount}, p1=p1, p_min=self.p_min, p_max=self.p_max, seed=seed,
                             mode=self.mode, statistics=self.stats, noise=self.noise,
                             percentile_of=self.percentile_of)))
-                    except ValueError as error:  # each begins with the field, which is the flag's name as well
-                        raise ValueError(f"--{error}") from error
+                    except ValueError as error:  # each begins with the field, the flag's name but for the seed
+                        raise ValueError(f"--{str(error).replace('seed=', 'noise_seed=', 1)}") from error
         return found
 
 
@@ -141,16 +141,12 @@ def run(options: Options) -> int:
     Raises:
       ValueError, OSError, CheckpointError: nothing was measured.
     """
-    from etils import epath
-
+    from mtp_jax.analysis.probes.output import output_path
     from mtp_jax.files import replace
 
     options.validate()
     settings = options.settings()
-    path = epath.Path(options.out).expanduser() if options.out else (
-        epath.Path(options.workdir).expanduser() / "probes" / f"arm-{options.name}.json")
-    if path.suffix != ".json":
-        raise ValueError(f"--out={options.out} must end in .json: the picture stands beside it, as .png.")
+    path = output_path(options.out, options.workdir, f"arm-{options.name}")
     from mtp_jax.analysis.probes import arm, arm_figure, arm_report
 
     result = arm_report.report(options, arm.measure(options, settings))

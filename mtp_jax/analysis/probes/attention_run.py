@@ -28,6 +28,7 @@ from mtp_jax.analysis.probes.conditions import (
     fillers,
     insert,
 )
+from mtp_jax.analysis.probes.output import output_path
 from mtp_jax.config import check_choice
 from mtp_jax.data.tokenizer import Tokenizer
 from mtp_jax.decoding.load import load_model
@@ -42,6 +43,7 @@ def run(options: Options) -> str:
     """Probes a model, writes what was found, and returns the lines to print."""
     conditions = chosen(options)
     site = Site(options.layer, options.head, options.prediction_head, options.loop)
+    path = output_path(options.out, options.workdir, f"attention-{_slug(site)}")
     model = load_model(options.workdir, heads=1 if site.prediction_head is None else None, window=options.window,
                        mesh=options.mesh or None, tokenizer=options.tokenizer or None, step=options.step)
     call_number(model, site)  # before anything is read
@@ -52,8 +54,6 @@ def run(options: Options) -> str:
             "prompts": len(questions), "position": options.position, "k": options.k,
             "instruction": options.instruction, "questions": [model.tokenizer.decode(ids) for ids in questions],
             "question_tokens": len(questions[0]), "conditions": found}
-    default = epath.Path(options.workdir).expanduser() / "probes" / f"attention-{_slug(site)}.json"
-    path = epath.Path(options.out).expanduser() if options.out else default
     replace(path, (json.dumps(_plain(data), indent=1) + "\n").encode())
     title = f"Average attention on {site}; {_number(len(questions), 'prompt')}"
     picture = attention_figure.draw(found, path.with_suffix(".png"), title=title,

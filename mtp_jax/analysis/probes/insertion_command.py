@@ -137,16 +137,12 @@ def run(options: Options) -> int:
     Raises:
       ValueError, OSError, CheckpointError: nothing was measured.
     """
-    from etils import epath
-
     from mtp_jax.analysis.probes import insertion, insertion_figure, insertion_report
+    from mtp_jax.analysis.probes.output import output_path
     from mtp_jax.files import replace
 
     options.validate()
-    path = epath.Path(options.out).expanduser() if options.out else (
-        epath.Path(options.workdir).expanduser() / "probes" / f"insert-{options.task}.json")
-    if path.suffix != ".json":
-        raise ValueError(f"--out={options.out} must end in .json: the picture stands beside it, as .png.")
+    path = output_path(options.out, options.workdir, f"insert-{options.task}")
     beside = {name: insertion_report.read(name) for name in options.beside}
     result = insertion_report.report(options, insertion.measure(options))
     replace(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

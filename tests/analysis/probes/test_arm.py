@@ -75,7 +75,7 @@ def test_the_words_of_the_flags_are_those_of_the_module():
     ({"c": ("1", "1.0")}, "has a value twice"), ({"p1": ("101",)}, "--p1=101.0 must lie in 0..100"),
     ({"p_min": 0.5}, "--p_min=0.5 is above p_max=0.25"), ({"fraction": ("1.5",)}, "--fraction=1.5 must lie in 0..1"),
     ({"c": ("0.1",), "fraction": ("0.1",)}, "leave one out"), ({"noise_seed": ("0.5",)}, "must be whole numbers"),
-    ({"noise_seed": ("-1",)}, "--seed=-1"), ({"stats": "tensor"}, "add --loss_only, which reads whole rows"),
+    ({"noise_seed": ("-1",)}, "--noise_seed=-1 must be a whole number in"), ({"stats": "tensor"}, "add --loss_only, which reads whole rows"),
     ({"k": -1}, "--k=-1"), ({"k": 3, "meaningless": ""}, "--meaningless is empty"),
     ({"text_tokens": 2}, "--text_tokens=2 must be at least 4"), ({"out": "x.txt"}, "must end in .json")])
 def test_bad_flags_are_told_before_anything_is_loaded(bad, words):

@@ -105,6 +105,7 @@ def test_the_curves_of_the_picture():
     (dict(question=("a",), data="x"), "one of the two"), ({}, "one of the two"),
     (dict(question=("a",), workdir=""), "--workdir is missing"),
     (dict(question=("a",), prompts=2), "--prompts=2 counts questions of --data: repeat --question"),
+    (dict(question=("a",), workdir="nowhere", out="x.png"), "--out=x.png must end in .json"),
     (dict(question=("a",), k=0), "--k=0 must be at least 1"), (dict(question=("a",), condition=("meaningles",)),
                                                                "--condition='meaningles'.*meaningless"),
     (dict(question=("a",), question_tokens=-1), "--question_tokens=-1"),

@@ -19,7 +19,7 @@ from mtp_jax.analysis.probes.arm_activations import (
     token_classes,
 )
 from mtp_jax.analysis.probes.arm_command import Options
-from mtp_jax.analysis.probes.conditions import MEANINGLESS, Condition, Insertion, check_fits, fillers, insert
+from mtp_jax.analysis.probes.conditions import MEANINGLESS, Condition, Insertion, fillers, insert
 from mtp_jax.analysis.probes.insertion import Answers, answer
 from mtp_jax.analysis.probes.insertion_questions import Question, Questions, find_task, load_questions
 from mtp_jax.analysis.probes.insertion_reading import Sums, sums
@@ -109,7 +109,8 @@ def measure(options: Options, settings: Sequence[tuple[dict[str, float], Redistr
     config = EvaluationConfig(
         workdir=options.workdir, task=options.name, data=options.data, limit=options.limit, seed=options.seed,
         max_new_tokens=options.max_new_tokens, set=options.set, heads=options.heads, batch_size=options.batch_size,
-        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer)
+        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer,
+        exit_threshold=options.exit_threshold, loops=options.loops)
     config.validate()
     if task is None and options.set:
         raise ValueError(f"--set={options.set[0]} is a setting of a --task, and texts of --data have none.")
@@ -118,11 +119,11 @@ def measure(options: Options, settings: Sequence[tuple[dict[str, float], Redistr
     model = request.model
     model.redistributing(settings[0][1])  # says what does not fit
     questions = load_questions(options.task, request, options.instruction) if task else texts(options, request)
-    questions, left_out = fitting(options, model, questions)
-    rows = [insert(question.ids, np.zeros(0, np.int32), bos=model.tokenizer.bos_id if model.tokenizer else None,
-                   instruction=questions.instruction) for question in questions.questions]
+    run = inserted_ids(options, model)
+    questions, left_out = fitting(options, model, questions, run)
+    rows = join(model, questions)
     whole = [np.concatenate([row.ids, question.answer]) for row, question in zip(rows, questions.questions)]
-    inserted, filler_tokens = insertion(options, model, questions, rows)
+    inserted = insertion(options, model, questions, rows, run) if len(run) else None
     gates = read_gates(model, [row[:model.window] for row in whole], batch_size=options.batch_size)
     assert model.tokenizer is not None
     classes = [token_classes(model.tokenizer, row) for row in whole[:gates.rows]]
@@ -139,7 +140,7 @@ def measure(options: Options, settings: Sequence[tuple[dict[str, float], Redistr
                                                             bar.update)
             cells.append(Cell(own, None if arm is None else compare(gates, gates.moved(arm), near_zero(gates, arm),
                                                                     classes), reading, answers))
-    return Found(model, request, questions, left_out, cells, inserted, filler_tokens)
+    return Found(model, request, questions, left_out, cells, inserted, len(run))
 
 
 def compare(before: Gates, after: Gates, epsilon: float, classes: Sequence[np.ndarray],
@@ -172,28 +173,25 @@ def compare(before: Gates, after: Gates, epsilon: float, classes: Sequence[np.nd
     return Moved(epsilon, tokens, found, by_class)
 
 
-def insertion(options: Options, model: DecodingModel, questions: Questions, rows: Sequence[Insertion]
-              ) -> tuple[Moved | None, int]:
-    """Returns activations on the questions without and with a run of meaningless tokens, and the run's tokens.
-
-    Raises:
-      ValueError: the run does not fit the window.
-    """
-    if not options.k:
-        return None, 0
+def inserted_ids(options: Options, model: DecodingModel) -> np.ndarray:
+    """Returns the run of meaningless tokens that --k asks for; empty where it asks for none."""
     assert model.tokenizer is not None
-    filler = fillers(model.tokenizer, [Condition(MEANINGLESS, options.meaningless)], options.k)[0]
-    longer = [insert(question.ids, filler.ids, bos=model.tokenizer.bos_id, instruction=questions.instruction)
-              for question in questions.questions]
-    for row, question in zip(longer, questions.questions):
-        check_fits(row, model.window, name=question.name)
+    if not options.k:
+        return np.zeros(0, np.int32)
+    return fillers(model.tokenizer, [Condition(MEANINGLESS, options.meaningless)], options.k)[0].ids
+
+
+def insertion(options: Options, model: DecodingModel, questions: Questions, rows: Sequence[Insertion],
+              run: np.ndarray) -> Moved:
+    """Returns activations on the questions without and with a run of meaningless tokens."""
+    longer = join(model, questions, run)
     pair = [read_gates(model, [row.ids for row in side], batch_size=options.batch_size) for side in (rows, longer)]
     count = min(gates.rows for gates in pair)
     pair = [read_gates(model, [row.ids for row in side[:count]], batch_size=options.batch_size)
             for side in (rows, longer)] if pair[0].rows != pair[1].rows else pair
     epsilon = near_zero(pair[0], options.settings()[0][1])
     places = tuple([row.question for row in side[:count]] for side in (rows, longer))
-    return compare(pair[0], pair[1], epsilon, [], (places[0], places[1])), len(filler.ids)
+    return compare(pair[0], pair[1], epsilon, [], (places[0], places[1]))
 
 
 def texts(options: Options, request: Request) -> Questions:
@@ -230,20 +228,40 @@ def texts(options: Options, request: Request) -> Questions:
     return Questions(np.zeros(0, np.int32), "", request.take(found), drawing, lambda question, text, ids: {}, [])
 
 
-def fitting(options: Options, model: DecodingModel, questions: Questions) -> tuple[Questions, list[str]]:
-    """Returns the problems that fit the window with their answers, and the names of the others.
+def fitting(options: Options, model: DecodingModel, questions: Questions, run: np.ndarray
+            ) -> tuple[Questions, list[str]]:
+    """Returns the problems that fit the window with their answers and with the run, and the names of the others.
 
     Raises:
-      ValueError: none fits.
+      ValueError: none fits, or some do not and are not to be left out; names the longest, and says how many fit.
     """
-    before = 1 + len(questions.instruction)
-    needs = [before + len(question.ids) + max(
-        len(question.answer) - 1, 0 if options.loss_only else questions.drawing.max_new_tokens)
-        for question in questions.questions]
-    keep = [question for question, need in zip(questions.questions, needs) if need <= model.window]
-    if not keep:
-        raise ValueError(f"None of {len(needs)} problems fits the window of {model.window} tokens with its answer; the "
-                         f"shortest needs {min(needs, default=0)}: lower --max_new_tokens or --text_tokens, or raise "
-                         "--window beyond what the model was trained on.")
-    left_out = [question.name for question, need in zip(questions.questions, needs) if need > model.window]
-    return dataclasses.replace(questions, questions=keep), left_out
+    new = 0 if options.loss_only else questions.drawing.max_new_tokens
+    needs = [len(row.ids) + max(len(question.answer) - 1, new, len(run))  # an answer's last token is only predicted
+             for row, question in zip(join(model, questions), questions.questions)]
+    if not needs:
+        raise ValueError(f"--task={options.task} has no problem that can be asked.")
+    fits = [need <= model.window for need in needs]
+    if not all(fits) and not (any(fits) and options.leave_out):
+        worst, room = int(np.argmax(needs)), ["its reference answer"]
+        room += [f"{new} new tokens"] if new else []
+        room += [f"{len(run)} inserted ones"] if len(run) else []
+        lower = [name for name, used in (("--max_new_tokens", new), ("--k", len(run)),
+                                         ("--text_tokens", not options.task)) if used]
+        remedies = [f"lower {', '.join(lower)}"] if lower else ["take a shorter --instruction"]
+        remedies = (["leave the others out by --leave_out"] if any(fits) else []) + remedies
+        raise ValueError(
+            f"{sum(fits)} of {len(needs)} problems fit the window of {model.window} tokens with the longest of "
+            f"{', '.join(room)}: {questions.questions[worst].name!r} needs {needs[worst]}, "
+            f"{len(questions.instruction)} of them instruction. {', '.join(remedies).capitalize()}, or raise --window "
+            "beyond what the model was trained on.")
+    left_out = [question.name for question, fit in zip(questions.questions, fits) if not fit]
+    return dataclasses.replace(questions, questions=[
+        question for question, fit in zip(questions.questions, fits) if fit]), left_out
+
+
+def join(model: DecodingModel, questions: Questions, run: np.ndarray | None = None) -> list[Insertion]:
+    """Returns the prompts, with a run of ids between instruction and question."""
+    assert model.tokenizer is not None
+    filler = np.zeros(0, np.int32) if run is None else run
+    return [insert(question.ids, filler, bos=model.tokenizer.bos_id, instruction=questions.instruction)
+            for question in questions.questions]

@@ -43,12 +43,17 @@ class Options:
     limit: int = flag(0, "The first so many problems, or texts, only; 0: all.")
     instruction: str | None = flag(None, "Text before the question. Default: the task's own.")
     loss_only: bool = flag(False, "Generate nothing: no accuracy, no drafts.")
+    leave_out: bool = flag(False, "Leave out problems that do not fit the window with their answers, or with --k.")
     max_new_tokens: int | None = flag(None, "Tokens of an answer, at most. Default: the task's own; 32 for texts.")
     set: tuple[str, ...] = flag((), "A setting of the task's own, NAME=VALUE. May be repeated.")
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/arm-TASK.json in the "
                     "workdir.")
     seed: int = flag(0, "Of the intervals.")
     heads: int | None = flag(None, "Heads that are asked, and that draft. Default: all.")
+    exit_threshold: float | None = flag(
+        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
+        "have left is at least this, in (0, 1]. Default: all loops.")
+    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
     batch_size: int = flag(32, "Rows that are read, or generated, together.")
     window: int | None = flag(None, "Tokens of context. Default: what the run was trained on.")
     mesh: str = flag("", "Devices, such as data:2,tensor:2. Default: one device.")

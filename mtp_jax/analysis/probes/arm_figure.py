@@ -30,7 +30,7 @@ def draw(result: Mapping[str, Any], path: epath.PathLike) -> epath.Path:
     if "accuracy" in off:
         panels.append(("accuracy - off", lambda cell: cell["accuracy"]["difference"]))
     panels += [(f"loss of head {head}, {part}, - off (nats)", _loss(part, head))
-               for head in dict.fromkeys((heads[0], heads[-1]))]
+               for head in dict.fromkeys(heads[:1] + heads[-1:])]
     if off.get("tokens_per_forward") and len(heads) > 1:
         panels.append(("tokens a forward - off", lambda cell: cell["tokens_per_forward"]["difference"]))
     count = 1 + len(panels)

@@ -10,8 +10,8 @@ from mtp_jax.analysis.probes.arm import Found, Moved
 from mtp_jax.analysis.probes.arm_activations import MEASURES
 from mtp_jax.analysis.probes.arm_command import Options
 from mtp_jax.analysis.probes.insertion import Answers
-from mtp_jax.analysis.probes.insertion_report import accuracies, losses
-from mtp_jax.analysis.probes.paired import CONFIDENCE, holm, mean_over
+from mtp_jax.analysis.probes.insertion_report import accuracies, losses, unscored
+from mtp_jax.analysis.probes.paired import CONFIDENCE, add_holm, mean_over
 
 NAME = "arm"
 DRAWS = 2000
@@ -41,10 +41,7 @@ def report(options: Options, found: Found) -> dict[str, Any]:
             same = [one == other for one, other in zip(cell.answers.completions, plain.answers.completions)]
             entry["same_text"] = float(np.mean(same))
         cells.append(entry)
-    for rule in ("accuracy", "lenient_accuracy"):
-        tested = [cell[rule]["difference"] for cell in cells if "difference" in cell.get(rule, {})]
-        for difference, adjusted in zip(tested, holm([difference["p"] for difference in tested])):
-            difference["p_holm"] = adjusted
+    add_holm(cells)
     settings = {**found.request.settings(), "instruction": found.questions.instruction_text,
                 **{name: getattr(options, name) for name in (
                     "p_min", "p_max", "stats", "mode", "noise", "percentile_of", "loss_only", "k", "meaningless")},
@@ -93,8 +90,9 @@ def notes(options: Options, found: Found) -> list[str]:
         told.append(f"The trunk is run {found.model.config.loops} times, and the module acts in each; activations are "
                     "those of the first.")
     if found.left_out:
-        told.append(f"{len(found.left_out)} problems do not fit the window and are left out.")
-    return told
+        told.append(f"{len(found.left_out)} of {len(found.left_out) + len(found.questions.questions)} problems do not "
+                    "fit the window and are left out.")
+    return told + unscored([cell.answers for cell in found.cells if cell.answers is not None])
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ class Options:
                                       "Default: all; none is always there.")
     meaningless: str = flag("/", "Token that is repeated as meaningless.")
     meaningful: str = flag("he ", "Word that is repeated as meaningful.")
+    sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
     same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
     leave_out_first: bool = flag(False, "Leave the first token out of the picture: many models put most of their "
                                  "attention on it.")

@@ -17,16 +17,16 @@ from mtp_jax.analysis.probes.attention import Recorded, Site, call_number, recor
 from mtp_jax.analysis.probes.attention_command import Options
 from mtp_jax.analysis.probes.attention_measures import Curves, Identity, compare, curves, identity
 from mtp_jax.analysis.probes.conditions import (
-    CONDITIONS,
-    MEANINGFUL,
-    MEANINGLESS,
     NONE,
     POSITIONS,
+    SENTENCES,
     Condition,
     Insertion,
     check_fits,
+    chosen,
     fillers,
     insert,
+    read_sentences,
 )
 from mtp_jax.analysis.probes.output import output_path
 from mtp_jax.config import check_choice
@@ -41,7 +41,10 @@ FIELDS = ("question", "problem", "prompt", "text")
 
 def run(options: Options) -> str:
     """Probes a model, writes what was found, and returns the lines to print."""
-    conditions = chosen(options)
+    check_choice("--position", options.position, POSITIONS)
+    conditions = [Condition(NONE), *chosen(options.condition, meaningless=options.meaningless,
+                                           meaningful=options.meaningful)]
+    sentences = read_sentences(options.sentences)
     site = Site(options.layer, options.head, options.prediction_head, options.loop)
     path = output_path(options.out, options.workdir, f"attention-{_slug(site)}")
     model = load_model(options.workdir, heads=1 if site.prediction_head is None else None, window=options.window,
@@ -49,7 +52,7 @@ def run(options: Options) -> str:
     call_number(model, site)  # before anything is read
     assert model.tokenizer is not None  # a workdir names one
     questions = equal_questions(model.tokenizer, options)
-    found = probe(model, site, questions, conditions, options)
+    found = probe(model, site, questions, conditions, options, sentences)
     data = {"probe": "attention", "workdir": options.workdir, "step": model.step, "site": dataclasses.asdict(site),
             "prompts": len(questions), "position": options.position, "k": options.k,
             "instruction": options.instruction, "questions": [model.tokenizer.decode(ids) for ids in questions],
@@ -59,16 +62,6 @@ def run(options: Options) -> str:
     picture = attention_figure.draw(found, path.with_suffix(".png"), title=title,
                                     leave_out_first=options.leave_out_first)
     return "\n".join([*told(data, site), f"{path}\n{picture}"])
-
-
-def chosen(options: Options) -> list[Condition]:
-    """Returns the conditions to compare, none first; ValueError where one, or the position, is unknown."""
-    check_choice("--position", options.position, POSITIONS)
-    units = {MEANINGLESS: options.meaningless, MEANINGFUL: options.meaningful}
-    for name in options.condition:
-        check_choice("--condition", name, CONDITIONS)
-    return [Condition(name, units.get(name, "")) for name in CONDITIONS
-            if name == NONE or name in (options.condition or CONDITIONS)]
 
 
 def equal_questions(tokenizer: Tokenizer, options: Options) -> list[np.ndarray]:
@@ -101,7 +94,7 @@ def equal_questions(tokenizer: Tokenizer, options: Options) -> list[np.ndarray]:
 
 
 def probe(model: DecodingModel, site: Site, questions: Sequence[np.ndarray], conditions: Sequence[Condition],
-          options: Options) -> dict[str, dict[str, Any]]:
+          options: Options, sentences: Sequence[str] = SENTENCES) -> dict[str, dict[str, Any]]:
     """Returns {condition: its curves and measures}, means over the questions.
 
     Args:
@@ -110,6 +103,7 @@ def probe(model: DecodingModel, site: Site, questions: Sequence[np.ndarray], con
       questions: ids, of one length.
       conditions: none first.
       options: the rest.
+      sentences: of the control.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -118,7 +112,8 @@ def probe(model: DecodingModel, site: Site, questions: Sequence[np.ndarray], con
     lines: dict[str, str] = {}
     for number, question in enumerate(questions):
         plain: Recorded | None = None
-        made = fillers(tokenizer, conditions, options.k, seed=(options.seed, number), same_tokens=options.same_tokens)
+        made = fillers(tokenizer, conditions, options.k, seed=(options.seed, number), same_tokens=options.same_tokens,
+                       sentences=sentences)
         for condition, filler in zip(conditions, made):
             prompt = insert(question, filler.ids, bos=tokenizer.bos_id, instruction=instruction,
                             position=options.position, seed=options.seed)

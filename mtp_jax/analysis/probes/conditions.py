@@ -119,6 +119,45 @@ class Insertion:
         return np.delete(np.arange(len(self.ids)), np.s_[self.filler_start:self.filler_end])
 
 
+def chosen(names: Sequence[str], *, meaningless: str, meaningful: str) -> list[Condition]:
+    """Returns the conditions beside "none", which is always measured.
+
+    Args:
+      names: what --condition names; empty: all.
+      meaningless: text that is repeated as meaningless.
+      meaningful: as meaningful.
+
+    Raises:
+      ValueError: a name is unknown, "none" stands alone, or a filler is empty.
+    """
+    for name in names:
+        check_choice("--condition", name, CONDITIONS)
+    units = {MEANINGLESS: meaningless, MEANINGFUL: meaningful}
+    found = [Condition(name, units.get(name, "")) for name in names or CONDITIONS if name != NONE]
+    if not found:
+        raise ValueError("--condition=none alone inserts nothing: name another beside it.")
+    return found
+
+
+def read_sentences(path: str) -> tuple[str, ...]:
+    """Returns the sentences of the control: those of a file, one a line, or where it is "" those that are built in.
+
+    Raises:
+      ValueError: the file does not exist, or has none.
+    """
+    if not path:
+        return SENTENCES
+    from etils import epath
+
+    file = epath.Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--sentences={path} is no file: name one with a sentence a line.")
+    found = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if not found:
+        raise ValueError(f"--sentences={path} holds no sentence: give one a line.")
+    return found
+
+
 def fillers(tokenizer: Tokenizer, conditions: Sequence[Condition], k: int, *, seed: int | Sequence[int] = 0,
             same_tokens: bool = False, sentences: Sequence[str] = SENTENCES) -> list[Filler]:
     """Returns what each condition inserts.

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mtp_jax.analysis.probes.conditions import NONE, RANDOM, Condition, Filler, Insertion, fillers, insert
+from mtp_jax.analysis.probes.conditions import (
+    NONE,
+    RANDOM,
+    Condition,
+    Filler,
+    Insertion,
+    fillers,
+    insert,
+    read_sentences,
+)
 from mtp_jax.analysis.probes.insertion_command import Options
 from mtp_jax.analysis.probes.insertion_questions import Questions, find_task, load_questions
 from mtp_jax.analysis.probes.insertion_reading import Sums, sums
@@ -108,10 +117,11 @@ def measure(options: Options, *, model: DecodingModel | None = None) -> Found:
     config = EvaluationConfig(
         workdir=options.workdir, task=options.task, data=options.data, limit=options.limit, seed=options.seed,
         max_new_tokens=options.max_new_tokens, set=options.set, heads=options.heads, batch_size=options.batch_size,
-        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer)
+        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer,
+        exit_threshold=options.exit_threshold, loops=options.loops)
     config.validate()
     request = Request(config, task.options(options.set), model=model)
-    options.read_sentences(), request.data  # noqa: B018  (that they exist shows before the model is loaded)
+    read_sentences(options.sentences), request.data  # noqa: B018  (that they exist shows before the model is loaded)
     model = request.model
     questions = load_questions(options.task, request, options.instruction)
     cells = make_cells(options, model, questions)
@@ -142,7 +152,7 @@ def measure(options: Options, *, model: DecodingModel | None = None) -> Found:
 def make_cells(options: Options, model: DecodingModel, questions: Questions) -> list[Cell]:
     """Returns what is measured, position by position; the first of each has no insertion."""
     assert model.tokenizer is not None
-    conditions, sentences = options.conditions, options.read_sentences()
+    conditions, sentences = options.conditions, read_sentences(options.sentences)
     count, cells = len(questions.questions), []
     nothing = fillers(model.tokenizer, [Condition(NONE)], 0)
     for position in options.positions:
@@ -178,13 +188,14 @@ def fitting(options: Options, model: DecodingModel, questions: Questions, cells:
     Raises:
       ValueError: none fits, or some do not and are not to be left out; names the longest, and says how many fit.
     """
-    longest = max((filler for cell in cells for filler in cell.fillers), key=lambda filler: len(filler.ids))
-    before = 1 + len(questions.instruction) + len(longest.ids)
-    needs = [before + len(question.ids) + max(
-        len(question.answer) - 1,  # the last token is only predicted
-        0 if options.loss_only else questions.drawing.max_new_tokens) for question in questions.questions]
-    if not needs:
+    if not questions.questions:
         raise ValueError(f"--task={options.task} has no problem that can be asked.")
+    widest = max(cells, key=lambda cell: len(cell.fillers[0].ids))  # of one length for all problems of a cell
+    longest = widest.fillers[0]
+    needs = [len(row.ids) + max(
+        len(question.answer) - 1,  # the last token is only predicted
+        0 if options.loss_only else questions.drawing.max_new_tokens)
+        for row, question in zip(join(options, model, questions, widest), questions.questions)]
     keep = [number for number, need in enumerate(needs) if need <= model.window]
     if len(keep) < len(needs) and not (keep and options.leave_out):
         worst, plain = int(np.argmax(needs)), sum(need - len(longest.ids) <= model.window for need in needs)

@@ -6,17 +6,7 @@ import dataclasses
 import json
 import re
 
-from mtp_jax.analysis.probes.conditions import (
-    BETWEEN,
-    CONDITIONS,
-    LENGTHS,
-    MEANINGFUL,
-    MEANINGLESS,
-    NONE,
-    POSITIONS,
-    SENTENCES,
-    Condition,
-)
+from mtp_jax.analysis.probes.conditions import BETWEEN, LENGTHS, POSITIONS, Condition, chosen
 from mtp_jax.config import check_choice
 from mtp_jax.config.generation import flag
 
@@ -53,6 +43,10 @@ class Options:
                                    "May be repeated.")
     seed: int = flag(0, "Of random sentences, random places and intervals.")
     heads: int | None = flag(None, "Heads that are asked, and that draft. Default: all.")
+    exit_threshold: float | None = flag(
+        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
+        "have left is at least this, in (0, 1]. Default: all loops.")
+    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
     batch_size: int = flag(32, "Rows that are read, or generated, together.")
     window: int | None = flag(None, "Tokens of context. Default: what the run was trained on.")
     mesh: str = flag("", "Devices, such as data:2,tensor:2. Default: one device.")
@@ -65,16 +59,13 @@ class Options:
             raise ValueError("--workdir is missing: name the folder of a trained run.")
         for position in self.positions:
             check_choice("--position", position, POSITIONS)
-        for name in self.condition:
-            check_choice("--condition", name, CONDITIONS)
         for flags, values in (("position", self.positions), ("condition", self.condition), ("k", self.lengths)):
             if len(set(values)) < len(values):
                 raise ValueError(f"--{flags}={list(values)} has a value twice.")
         if self.bar_k is not None and self.bar_k not in self.lengths:
             raise ValueError(f"--bar_k={self.bar_k} is none of the lengths that are measured, {list(self.lengths)}: "
                              f"add --k={self.bar_k}, or take another.")
-        if not self.conditions:  # which raises for an empty filler
-            raise ValueError("--condition=none alone inserts nothing: name another beside it.")
+        _ = self.conditions
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -100,29 +91,9 @@ class Options:
         """What is inserted, without the condition none, which is always measured.
 
         Raises:
-          ValueError: a filler is empty.
+          ValueError: one is unknown, there is none, or a filler is empty.
         """
-        units = {MEANINGLESS: self.meaningless, MEANINGFUL: self.meaningful}
-        return [Condition(name, units.get(name, ""))
-                for name in self.condition or CONDITIONS if name != NONE]
-
-    def read_sentences(self) -> tuple[str, ...]:
-        """Returns the sentences of the control.
-
-        Raises:
-          ValueError: the file does not exist, or has none.
-        """
-        if not self.sentences:
-            return SENTENCES
-        from etils import epath
-
-        path = epath.Path(self.sentences).expanduser()
-        if not path.is_file():
-            raise ValueError(f"--sentences={self.sentences} is no file: name one with a sentence a line.")
-        found = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-        if not found:
-            raise ValueError(f"--sentences={self.sentences} holds no sentence: give one a line.")
-        return found
+        return chosen(self.condition, meaningless=self.meaningless, meaningful=self.meaningful)
 
     @property
     def bars(self) -> int:

@@ -26,18 +26,24 @@ def draw(result: Mapping[str, Any], path: epath.PathLike, *, k: int) -> epath.Pa
     """
     accuracy = "accuracy" in result["cells"][0]
     place = _chief(result)
-    parts = [part for part in ("question", "answer") if result["cells"][0]["loss"][part]]
-    panels = 1 + accuracy + len(parts)
+    own = _at(result, place)[0]["loss"]
+    parts = [part for part in ("question", "answer") if own[part]]
+    barred = accuracy or any(_question(cell) for cell in result["cells"])
+    if not barred and not parts:
+        raise ValueError("The result has neither accuracies nor losses, so there is nothing to draw: questions of one "
+                         "token without a reference answer have no loss; measure accuracy, without --loss_only.")
+    panels = barred + accuracy + len(parts)
     picture = Picture(panels, title=f"{result['task']}, {result['problems']} problems", rows=1 + (panels == 4))
     groups = [(position, _at(result, position)) for position in result["settings"]["positions"]]
-    _bars(picture, groups, k, accuracy)
+    if barred:
+        _bars(picture, groups, k, accuracy)
     cells, x = _at(result, place), "k, tokens" if result["settings"]["same_tokens"] else "k, repetitions"
-    panel = 1
+    panel = int(barred)
     if accuracy:
         _lines(picture, panel, cells, [(1, _accuracy)], x=x, y="accuracy", title=f"position {place}")
         panel += 1
     for part in parts:
-        heads = sorted(map(int, result["cells"][0]["loss"][part]))
+        heads = sorted(map(int, own[part]))
         shown = list(dict.fromkeys((heads[0], heads[-1])))
         _lines(picture, panel, cells, [(head, _moved(part, head)) for head in shown], x=x,
                y=f"{part} loss minus that without (nats)", title=f"position {place}" + (
@@ -60,6 +66,9 @@ def draw_beside(results: Sequence[Mapping[str, Any]], path: epath.PathLike, *, k
     if len(accuracy) > 1:
         raise ValueError("Some of the results to be drawn beside each other have accuracies and some have not: measure "
                          "all with --loss_only, or none.")
+    if accuracy == {False} and not all(any(map(_question, _at(result, places[0]))) for result in results):
+        raise ValueError("Some of the results to be drawn beside each other have no loss on their questions, which "
+                         "have one token: measure accuracy, without --loss_only.")
     picture = Picture(1)
     names = [f"{epath.Path(result['settings'].get('workdir') or 'model').name}\n{result['task']}" for result in results]
     _bars(picture, [(name, _at(result, places[0])) for name, result in zip(names, results)], k, accuracy.pop())
@@ -77,11 +86,13 @@ def _bars(picture: Picture, groups: Sequence[tuple[str, Sequence[Mapping[str, An
         for place, (_, cells) in enumerate(groups):
             for cell in cells:
                 if cell["condition"] == name and cell["k"] == (0 if name == NONE else k):
-                    found = _accuracy(cell) if accuracy else cell["loss"]["question"]["1"]["difference"]
-                    assert found is not None
+                    found = _accuracy(cell) if accuracy else _question(cell)
+                    if found is None:  # a question of one token, or of two with the insertion between them
+                        continue
                     axis.bar(place + (number - (len(names) - 1) / 2) * width, found["mean"], width * 0.92,
                              yerr=_error(found), color=LOOK[name], ecolor="0.2", capsize=2, zorder=2,
-                             error_kw={"linewidth": 1}, label=LABELS[name] if place == 0 else None)
+                             error_kw={"linewidth": 1},
+                             label=LABELS[name] if LABELS[name] not in axis.get_legend_handles_labels()[1] else None)
     axis.axhline(0, color="0.3", linewidth=0.8)
     axis.set_xticks(range(len(groups)), [label for label, _ in groups])
     axis.margins(y=0.25)
@@ -108,6 +119,11 @@ def _lines(picture: Picture, panel: int, cells: Sequence[Mapping[str, Any]], ser
 
 def _accuracy(cell: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return cell.get("accuracy")
+
+
+def _question(cell: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns a cell's difference of head 1's loss on the question; None where it has none."""
+    return cell["loss"]["question"].get("1", {}).get("difference")
 
 
 def _moved(part: str, head: int) -> Pick:

@@ -13,7 +13,7 @@ from mtp_jax.analysis.probes.conditions import ANYWHERE, BEFORE, BETWEEN, NONE
 from mtp_jax.analysis.probes.insertion import Answers, Cell, Found
 from mtp_jax.analysis.probes.insertion_command import Options
 from mtp_jax.analysis.probes.insertion_reading import PARTS, Sums
-from mtp_jax.analysis.probes.paired import CONFIDENCE, holm, mcnemar, mean_over
+from mtp_jax.analysis.probes.paired import CONFIDENCE, add_holm, mcnemar, mean_over
 from mtp_jax.intervals import bootstrap
 
 NAME = "insert"
@@ -35,10 +35,7 @@ def report(options: Options, found: Found) -> dict[str, Any]:
         if found.answers is not None:
             entry |= accuracies(found.answers[number], found.answers[plain], seed, plain == number)
         cells.append(entry)
-    for rule in ("accuracy", "lenient_accuracy"):
-        tested = [cell[rule]["difference"] for cell in cells if "difference" in cell.get(rule, {})]
-        for difference, adjusted in zip(tested, holm([difference["p"] for difference in tested])):
-            difference["p_holm"] = adjusted
+    add_holm(cells)
     return {
         "probe": NAME, "task": options.task, "settings": {
             **found.request.settings(), "instruction": questions.instruction_text,
@@ -72,7 +69,22 @@ def notes(options: Options, found: Found) -> list[str]:
     if found.questions.broken:
         told.append(f"{len(found.questions.broken)} problems have no usable form and are left out, such as "
                     f"{found.questions.broken[0]!r}.")
-    return told
+    return told + unscored(found.answers or [])
+
+
+def unscored(answers: Sequence[Answers]) -> list[str]:
+    """Returns a line on answers whose scoring failed, with the first of them; none where all were scored.
+
+    Args:
+      answers: of each cell; cells that share theirs are counted once.
+    """
+    different = list({id(one): one for one in answers}.values())
+    errors = [pair for one in different for pair in one.errors.items()]
+    if not errors:
+        return []
+    total = sum(len(one.passed) for one in different)
+    return [f"{len(errors)} of {total} answers could not be scored and count as failed; the first is that to "
+            f"{errors[0][0]!r}: {errors[0][1]}"]
 
 
 def read(path: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from mtp_jax.analysis.probes import arm, arm_command, arm_report
 from mtp_jax.analysis.probes.arm_activations import Gates, near_zero, per_token, read_gates, token_classes
 from mtp_jax.analysis.probes.arm_command import Options
+from mtp_jax.analysis.probes.insertion import Answers
+from mtp_jax.analysis.probes.insertion_questions import Question, Questions
 from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.decoding import generate
 from mtp_jax.decoding.load import load_model
+from mtp_jax.evaluation.generating import Drawing
 from mtp_jax.evaluation.likelihood import Scorer
 from mtp_jax.model.redistribution import MODES, NOISES, PERCENTILES, STATISTICS, Redistribution
 from tests.evaluation import toy
@@ -75,7 +79,8 @@ def test_the_words_of_the_flags_are_those_of_the_module():
     ({"c": ("1", "1.0")}, "has a value twice"), ({"p1": ("101",)}, "--p1=101.0 must lie in 0..100"),
     ({"p_min": 0.5}, "--p_min=0.5 is above p_max=0.25"), ({"fraction": ("1.5",)}, "--fraction=1.5 must lie in 0..1"),
     ({"c": ("0.1",), "fraction": ("0.1",)}, "leave one out"), ({"noise_seed": ("0.5",)}, "must be whole numbers"),
-    ({"noise_seed": ("-1",)}, "--noise_seed=-1 must be a whole number in"), ({"stats": "tensor"}, "add --loss_only, which reads whole rows"),
+    ({"noise_seed": ("-1",)}, "--noise_seed=-1 must be a whole number in"),
+    ({"stats": "tensor"}, "add --loss_only, which reads whole rows"),
     ({"k": -1}, "--k=-1"), ({"k": 3, "meaningless": ""}, "--meaningless is empty"),
     ({"text_tokens": 2}, "--text_tokens=2 must be at least 4"), ({"out": "x.txt"}, "must end in .json")])
 def test_bad_flags_are_told_before_anything_is_loaded(bad, words):
@@ -86,6 +91,48 @@ def test_bad_flags_are_told_before_anything_is_loaded(bad, words):
 def test_what_tensor_statistics_can_be_used_for():
     Options(workdir="w", task="t", stats="tensor", loss_only=True).validate()
     Options(workdir="w", task="t", stats="tensor", heads=1, batch_size=1).validate()
+
+
+QUESTIONS = Questions(np.arange(3), "abc", [Question(name, np.arange(size), np.arange(2))
+                                           for name, size in (("short", 4), ("long", 9))],
+                      Drawing((0.0,), 1, 1.0, 5, ()), lambda *asked: {}, [])
+
+
+@pytest.mark.parametrize("bos", [None, 256])
+@pytest.mark.parametrize("flags, size, room, words", [
+    ({}, 0, 5, "its reference answer, 5 new tokens: .* by --leave_out, lower --max_new_tokens, or raise --window"),
+    (dict(loss_only=True), 0, 1, "its reference answer: .* by --leave_out, take a shorter --instruction, or"),
+    (dict(loss_only=True), 7, 7, "its reference answer, 7 inserted ones: .* by --leave_out, lower --k, or"),
+])
+def test_problems_that_do_not_fit_are_told_or_left_out(bos, flags, size, room, words):
+    need, run = 3 + 9 + room + (bos is not None), np.zeros(size, np.int32)
+    options = Options(workdir="w", task="t", **flags)
+
+    def fit(window, **changes):
+        model = types.SimpleNamespace(tokenizer=types.SimpleNamespace(bos_id=bos), window=window)
+        return arm.fitting(dataclasses.replace(options, **changes), model, QUESTIONS, run)
+
+    assert fit(need)[1] == []
+    with pytest.raises(ValueError, match=f"1 of 2 problems fit .*'long' needs {need}, 3 of .*"):
+        fit(need - 1)
+    with pytest.raises(ValueError, match=words.split(":")[0] + ":"):
+        fit(need - 1)
+    with pytest.raises(ValueError, match=f"Leave the others out{words.split('.*')[1]}"):
+        fit(need - 1)
+    kept, left_out = fit(need - 1, leave_out=True)
+    assert [question.name for question in kept.questions] == ["short"] and left_out == ["long"]
+    with pytest.raises(ValueError, match="0 of 2 problems fit"):
+        fit(need - 6, leave_out=True)
+
+
+def test_answers_that_cannot_be_scored_are_told():
+    one = Answers(np.array([True, False]), None, ["", ""], np.ones(2), np.ones(2), np.zeros(1), 1, {})
+    cells = [arm.Cell({}, None, None, one), arm.Cell({"c": 0.1}, None, None, dataclasses.replace(
+        one, errors={"long": "KeyError: 'answer'"}))]
+    found = types.SimpleNamespace(cells=cells, questions=QUESTIONS, left_out=[], model=types.SimpleNamespace(
+        config=types.SimpleNamespace(loops=1)))
+    assert arm_report.notes(Options(), found) == [
+        "1 of 4 answers could not be scored and count as failed; the first is that to 'long': KeyError: 'answer'"]
 
 
 def run(options):
@@ -168,7 +215,7 @@ def test_a_task_is_answered_off_and_on_and_other_data_are_told(tmp_path, monkeyp
     found = arm.measure(texts, texts.settings())
     assert len(found.questions.questions) == 2 and arm_report.report(texts, found)["task"] == "texts"
     for change, words in (({"text_tokens": 60}, "holds no text of 60 tokens"), ({"set": ("a=1",)}, "texts of --data"),
-                          ({"data": str(data), "field": "no"}, "field 'no'"), ({"k": 60}, "needs"),
-                          ({"text_tokens": 50}, "None of 1 problems")):
+                          ({"data": str(data), "field": "no"}, "field 'no'"), ({"k": 60}, "0 of 2 .* 60 inserted"),
+                          ({"text_tokens": 50}, "0 of 1 problems fit")):
         with pytest.raises(ValueError, match=words):
             run(dataclasses.replace(texts, **change))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtp_jax.analysis.probes import attention_command, attention_figure
+from mtp_jax.analysis.probes import attention_command, attention_figure, attention_run
 from mtp_jax.analysis.probes.attention import Site, average, record
 from mtp_jax.analysis.probes.attention_command import Options
 from mtp_jax.analysis.probes.attention_run import equal_questions
@@ -106,6 +106,8 @@ def test_the_curves_of_the_picture():
     (dict(question=("a",), workdir=""), "--workdir is missing"),
     (dict(question=("a",), prompts=2), "--prompts=2 counts questions of --data: repeat --question"),
     (dict(question=("a",), workdir="nowhere", out="x.png"), "--out=x.png must end in .json"),
+    (dict(question=("a",), condition=("none",)), "none alone inserts nothing"),
+    (dict(question=("a",), workdir="nowhere", sentences="nowhere.txt"), "--sentences=nowhere.txt is no file"),
     (dict(question=("a",), k=0), "--k=0 must be at least 1"), (dict(question=("a",), condition=("meaningles",)),
                                                                "--condition='meaningles'.*meaningless"),
     (dict(question=("a",), question_tokens=-1), "--question_tokens=-1"),
@@ -116,6 +118,20 @@ def test_the_curves_of_the_picture():
 def test_what_it_refuses(workdir, fields, message):
     with pytest.raises(ValueError, match=message):
         attention_command.run(Options(**{"workdir": str(workdir), "k": 2, **fields}))
+
+
+def test_the_control_draws_from_the_sentences_given(workdir, tmp_path, monkeypatch):
+    class Drawn(Exception):
+        """Sentences."""
+
+    def fillers(*asked, sentences, **more):
+        raise Drawn(sentences)
+
+    monkeypatch.setattr(attention_run, "fillers", fillers)
+    (tmp_path / "own.txt").write_text("One.\n\n Two. \n")
+    with pytest.raises(Drawn) as drawn:
+        attention_command.run(Options(workdir=str(workdir), question=("a",), sentences=str(tmp_path / "own.txt")))
+    assert drawn.value.args[0] == ("One.", "Two.")
 
 
 @pytest.mark.parametrize("fields, message", [

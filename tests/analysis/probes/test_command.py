@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mtp_jax.analysis.probes import insertion
+from mtp_jax.analysis.probes import arm, arm_command, insertion
 from mtp_jax.analysis.probes.insertion_command import Options, run
 from mtp_jax.analysis.probes.registry import PROBES
 from tests.training.small_runs import ROOT
@@ -74,6 +74,26 @@ def test_files_that_make_no_sense_are_told_before_anything_runs(flags, message, 
     monkeypatch.setattr(insertion, "measure", lambda options: pytest.fail("it ran"))
     with pytest.raises(ValueError, match=message):
         run(Options(**{**dict(workdir="runs/none", task="gsm8k"), **flags}))
+
+
+class Loaded(Exception):
+    """What a probe loads."""
+
+
+@pytest.mark.parametrize("name", ["insert", "arm"])
+def test_the_loops_of_a_looped_trunk_are_those_asked_for(name, monkeypatch):
+    def load_model(workdir, **asked):
+        raise Loaded(asked["exit_threshold"], asked["loops"])
+
+    monkeypatch.setattr("mtp_jax.decoding.load.load_model", load_model)
+    flags = dict(workdir="nowhere", task="gsm8k", data=__file__, exit_threshold=0.75, loops=3)
+    with pytest.raises(Loaded) as asked:
+        if name == "insert":
+            insertion.measure(Options(**flags))
+        else:
+            options = arm_command.Options(**flags)
+            arm.measure(options, options.settings())
+    assert asked.value.args == (0.75, 3)
 
 
 def test_lengths_and_bars_have_defaults():

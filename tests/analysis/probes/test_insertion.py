@@ -5,21 +5,23 @@ import dataclasses
 import io
 import json
 import math
+import types
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from mtp_jax.analysis.probes import insertion, insertion_command, insertion_figure, insertion_report
-from mtp_jax.analysis.probes.conditions import POSITIONS, insert
+from mtp_jax.analysis.probes.conditions import BETWEEN, NONE, POSITIONS, Filler, insert
 from mtp_jax.analysis.probes.insertion_command import Options
-from mtp_jax.analysis.probes.insertion_questions import find_task, load_questions
+from mtp_jax.analysis.probes.insertion_questions import Question, Questions, find_task, load_questions
 from mtp_jax.analysis.probes.insertion_reading import predictions, sums
-from mtp_jax.analysis.probes.paired import holm, mcnemar, mean_over
+from mtp_jax.analysis.probes.paired import add_holm, holm, mcnemar, mean_over
 from mtp_jax.config import EvaluationConfig
 from mtp_jax.data.tasks.names_made import MadeStoriesTokenizer
 from mtp_jax.data.tokenizer import ByteTokenizer
 from mtp_jax.decoding import generate
+from mtp_jax.evaluation.generating import Drawing
 from mtp_jax.evaluation.likelihood import Reading, Scorer
 from mtp_jax.evaluation.request import Request
 from tests.decoding.workdirs import write_workdir
@@ -104,6 +106,9 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs():
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    cells = [{"accuracy": {}}, *({"accuracy": {"difference": {"p": p}}} for p in (0.01, 0.04)), {}]
+    add_holm(cells)
+    assert [cell["accuracy"]["difference"]["p_holm"] for cell in cells[1:3]] == pytest.approx([0.02, 0.04])
 
 
 def test_means_are_over_tokens_and_intervals_over_problems():
@@ -239,6 +244,83 @@ def test_what_does_not_fit_is_told_before_anything_runs_or_left_out(run, place, 
     assert "1 of 4 problems do not fit" in " ".join(result["notes"]) and "accuracy" not in result["cells"][0]
     with pytest.raises(ValueError, match="0 of 4 problems fit .* Lower --k"):
         insertion.measure(Options(**{**vars(tight), "leave_out": True, "k": ("60",)}), model=model)
+
+
+@pytest.mark.parametrize("bos", [None, BOS])
+def test_the_window_holds_what_is_joined_and_not_a_token_more(bos):
+    model = types.SimpleNamespace(tokenizer=types.SimpleNamespace(bos_id=bos), window=20)
+    questions = Questions(np.arange(3), "abc", [Question("one", np.arange(5), np.arange(2))],
+                          Drawing((0.0,), 1, 1.0, 4, ()), lambda *asked: {}, [])
+
+    def fit(size):
+        cells = [insertion.Cell(BETWEEN, NONE, 0, [Filler(NONE, 0, np.zeros(0, np.int32))]),
+                 insertion.Cell(BETWEEN, "meaningless", size, [Filler("meaningless", size, np.arange(size))])]
+        return insertion.fitting(Options(task="x"), model, questions, cells)
+
+    room = 20 - 3 - 5 - 4 - (bos is not None)
+    assert len(fit(room)[0].questions) == 1
+    with pytest.raises(ValueError, match="'one', needs 21, 3 of them instruction"):
+        fit(room + 1)
+    questions = dataclasses.replace(questions, questions=[])
+    with pytest.raises(ValueError, match="--task=x has no problem that can be asked"):
+        fit(1)
+
+
+def test_answers_that_cannot_be_scored_are_told(monkeypatch):
+    names, rows = ["a", "b", "c"], [insert(np.arange(3), [], bos=BOS)] * 3
+
+    def score(question, text, ids):
+        if question.name != "a":
+            raise KeyError("answer")
+        return {"passed": True}
+
+    questions = Questions(np.zeros(0, np.int32), "", [Question(name, np.arange(3), np.arange(2)) for name in names],
+                          Drawing((0.0,), 1, 1.0, 1, ()), score, [])
+    ones = np.ones((3, 1), int)
+    monkeypatch.setattr(insertion, "write_batch", lambda *asked, **more: (["x"] * 3, types.SimpleNamespace(
+        accepted=ones, blocks=ones[:, 0], produced=ones[:, 0], forwards=ones[:, 0], tokens=ones)))
+    model = types.SimpleNamespace(tokenizer=ByteTokenizer(), heads=2)
+    found = insertion.answer(model, questions, rows, 3, 0, lambda number: None)
+    assert found.passed.tolist() == [True, False, False] and found.errors.keys() == {"b", "c"}
+    # The cell without insertion is the same at every position, and is counted once.
+    probed = types.SimpleNamespace(cells=[], questions=questions, left_out=[], answers=[found, found])
+    assert insertion_report.notes(Options(), probed) == [
+        "2 of 3 answers could not be scored and count as failed; the first is that to 'b': KeyError: 'answer'"]
+    probed.answers = [dataclasses.replace(found, errors={})]
+    assert insertion_report.notes(Options(), probed) == []
+
+
+def test_losses_that_a_question_of_one_token_lacks_are_left_out_of_the_picture(monkeypatch, tmp_path):
+    made, real = [], insertion_figure.Picture
+
+    def picture(*panels, **more):
+        made.append(real(*panels, **more))
+        return made[-1]
+
+    monkeypatch.setattr(insertion_figure, "Picture", picture)
+    mean = {"mean": 1.0, "interval": [0.5, 1.5]}
+
+    def draw(**parts):  # {position: parts of the text with losses}
+        cells = [{"position": position, "condition": name, "k": k, "loss": {
+            part: {"1": mean | ({"difference": mean} if k else {})} if part in own else {}
+            for part in ("question", "answer")}}
+            for position, own in parts.items() for name, k in (("none", 0), ("meaningless", 5))]
+        result = {"task": "x", "problems": 2, "cells": cells, "settings": {
+            "positions": list(parts), "same_tokens": False, "k": [0, 5]}}
+        assert insertion_figure.draw(result, tmp_path / "x.png", k=5).exists()
+        return result, [axis.get_ylabel().split(" minus")[0] for axis in made[-1].axes]
+
+    result, panels = draw(between=["answer"])
+    assert panels == ["answer loss"]
+    with pytest.raises(ValueError, match="no loss on their questions"):
+        insertion_figure.draw_beside([result], tmp_path / "y.png", k=5)
+    # Of a question of two tokens only where nothing stands between them.
+    assert draw(random=["answer"], between=["question", "answer"])[1] == ["question loss", "question loss",
+                                                                         "answer loss"]
+    bars = made[-1].axes[0]
+    assert len(bars.patches) == 1 and [text.get_text() for text in bars.get_legend().get_texts()] == ["meaningless"]
+    with pytest.raises(ValueError, match="nothing to draw: .* without --loss_only"):
+        draw(between=[])
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ For each law: losses are drawn from known parameters, the law is fitted to them 
 resampled, and it is counted how often the 95 % interval of each parameter holds the true value.
 
     python -m benchmarks.scaling_coverage [--laws=chinchilla,head_one] [--draws=100] [--resamples=400] [--starts=48]
+    python -m benchmarks.scaling_coverage --laws=chinchilla --draws=40 --four_runs
 
-Needs one core; the six laws take about five minutes. Prints one JSON line a law: the share of draws whose interval
+The second asks how far off the intervals are with the points along four runs, one a size. Needs one core; the six laws take about five minutes. Prints one JSON line a law: the share of draws whose interval
 holds the truth, a parameter each, with the design (runs, points, noise) and the seconds of a fit and of a refit.
 
 Noise: the log loss of a run is off by a normal error of its own (a seed's luck), and each of its points by another.
@@ -96,6 +97,9 @@ DESIGNS: dict[str, Design] = {
                        {"N": spaced(1e6, 1e10, 6), "D": spaced(1e8, 1e12, 6), "n": (1, 2, 4, 8)}),
 }
 
+# What a small grid has: the losses along four runs.
+FOUR_RUNS = Design(DESIGNS["chinchilla"].truth, {"N": spaced(3e5, 5e6, 4)}, {"D": spaced(2e6, 1e8, 11)}, run_noise=0.01)
+
 
 def coverage(law: str, design: Design, *, draws: int, resamples: int, seed: int = 0,
              starts: int = STARTS) -> dict[str, Any]:
@@ -135,9 +139,12 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=400, help="of the runs, an experiment")
     parser.add_argument("--seed", type=int, default=0, help="of the experiments")
     parser.add_argument("--starts", type=int, default=STARTS, help="of each fit")
+    parser.add_argument("--four_runs", action="store_true", help="four sizes, 11 points a run; chinchilla alone")
     flags = parser.parse_args()
+    if flags.four_runs and flags.laws != "chinchilla":
+        parser.error("--four_runs needs --laws=chinchilla: its losses are of that law")
     for law in flags.laws.split(","):
-        found = coverage(law, DESIGNS[law], draws=flags.draws, resamples=flags.resamples, seed=flags.seed,
+        found = coverage(law, FOUR_RUNS if flags.four_runs else DESIGNS[law], draws=flags.draws, resamples=flags.resamples, seed=flags.seed,
                          starts=flags.starts)
         print(json.dumps({"benchmark": "scaling_coverage", **found}), flush=True)
 

@@ -86,8 +86,12 @@ def get_config(source_run="", num_heads=1):
     return config
 
 
-def read_source(source_run):
+def read_source(source_run, field="config.source_run"):
     """Returns the settings of the run to start from, as a Config, and what its config.json holds.
+
+    Args:
+      source_run: its workdir.
+      field: that names it, for errors.
 
     Raises:
       ValueError: there is no such run, or its config.json is damaged.
@@ -95,16 +99,16 @@ def read_source(source_run):
     from etils import epath
 
     if not source_run:
-        raise ValueError("config.source_run is empty: name the workdir of the run to start from, as in "
-                         "--config.source_run=runs/code_bytes.")
+        raise ValueError(f"{field} is empty: name the workdir of the run to start from, as in "
+                         f"--{field}=runs/code_bytes.")
     folder = epath.Path(source_run).expanduser()
     file = (folder.parent.parent if folder.name.isdecimal() else folder) / "config.json"
     if not file.exists():
-        raise ValueError(f"config.source_run={source_run!r} has no {file.name} ({file}): name the workdir of a run.")
+        raise ValueError(f"{field}={source_run!r} has no {file.name} ({file}): name the workdir of a run.")
     try:
         stored = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error}): config.source_run needs a run whose settings can be read.") \
+        raise ValueError(f"{file} is damaged ({error}): {field} needs a run whose settings can be read.") \
             from error
     source = from_dict({field.name: stored[field.name] for field in dataclasses.fields(Config) if field.name in stored})
     return source, stored

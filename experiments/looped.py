@@ -26,8 +26,8 @@ ids. The source begins with 8 loops and beta 0.1, and goes on with 4 loops and b
     python -m experiments.looped --workdir=runs/374m_4 --config.size=374m --config.loops=4 \\
         --config.init_from.path=runs/374m --config.objective.exit_entropy=0.05
 
-with the data as above. A plain run goes on as a looped one in the same way (its gate starts fresh). Looped models want a lower learning rate
-than plain ones. None of the source's sizes has been trained here.
+with the data as above. A plain run goes on as a looped one in the same way (its gate starts fresh). Looped models want
+a lower learning rate than plain ones. None of the source's sizes has been trained here.
 
 Expected, of the small size with n = 1 (seed 1), held-out nats a token of an answer: 0.307 with T_m = 1; 0.363 and 0.245
 after the two loops of T_m = 2; 0.467, 0.239, 0.230 and 0.231 after the four of T_m = 4. The gate of T_m = 4 loses more
@@ -98,7 +98,7 @@ def stage_two(source_run):
     from experiments import finetune
     from mtp_jax.config import Config, to_config_dict
 
-    source, _ = finetune.read_source(source_run)
+    source, _ = finetune.read_source(source_run, "config.gate_of")
     if source.model.loops == 1:
         raise ValueError(f"config.gate_of={source_run!r} is a run of model.loops=1, which has no exit gate: name one "
                          "that was trained with --config.loops=2 or more.")

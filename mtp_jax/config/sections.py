@@ -17,7 +17,7 @@ class ModelConfig:
     num_heads: int = 4  # N, prediction heads: head k predicts the token k places ahead
     num_layers: int = 6  # transformer layers, trunk and heads together, so that parameters do not depend on N
     extra_trunk_layers: int = 0  # layers given back to the trunk (the paper's "+layers" rows)
-    trunk_kind: str = "plain"  # "looped": the trunk's layers are run `loops` times; see mtp_jax/model/looped.py
+    trunk_kind: str = "plain"  # "looped": the trunk's layers are run `loops` times; see docs/looped.md
     loops: int = 1  # T_m, times that a looped trunk is run; with 1 it is the plain one
     d_model: int = 256  # D, width of the residual stream
     num_attention_heads: int = 4  # A, query heads of a layer

@@ -51,9 +51,3 @@ def log_exit_distribution(gate_TxBxL: jax.Array) -> jax.Array:
 def exit_distribution(gate_TxBxL: jax.Array) -> jax.Array:
     """Returns p(t), [T, B, L]; sums to 1 over T. Arguments as `log_exit_distribution`."""
     return jnp.exp(log_exit_distribution(gate_TxBxL))
-
-
-def exit_cdf(gate_TxBxL: jax.Array) -> jax.Array:
-    """Returns the share that has left after loop t, 1 - S_t, and 1 after the last, [T, B, L]."""
-    stays_TxBxL = jnp.cumsum(jax.nn.log_sigmoid(-gate_TxBxL[:-1]), axis=0)
-    return jnp.concatenate([-jnp.expm1(stays_TxBxL), jnp.ones_like(gate_TxBxL[:1])])

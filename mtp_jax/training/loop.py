@@ -277,7 +277,7 @@ class _Profiler:
 
 def check_finite(record: Record, metrics: StepMetrics) -> None:
     """Raises NonFiniteLoss, naming the head and the step, unless loss and gradient are finite."""
-    sums = np.asarray(metrics.sums.loss_N)
+    sums = np.asarray(metrics.sums.loss_N if metrics.loops is None else np.sum(metrics.loops.loss_NxT, axis=1))
     wrong = [k + 1 for k in range(len(sums)) if not math.isfinite(sums[k])]
     if not wrong and math.isfinite(record.loss) and math.isfinite(record.grad_norm or 0.0):
         return

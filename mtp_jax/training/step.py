@@ -144,6 +144,11 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
         params = spec.init(key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(partition(params, trainable)[0]))
 
+    def seen(weights_N: jax.Array) -> jax.Array:
+        """Weights by which heads are computed: the gate's stage reads head 1, whatever its weight."""
+        gate_alone = looped and config.objective.loop_objective == "gate"
+        return weights_N.at[0].set(jnp.maximum(weights_N[0], 1)) if gate_alone else weights_N
+
     def gradient(state: TrainState, batch: Batch, weights_N: jax.Array) -> tuple[jax.Array, Any, Params]:
         """Loss, sums and gradient of the global batch, microbatch by microbatch."""
         params, frozen = partition(state.params, trainable)
@@ -155,16 +160,15 @@ def make_step_functions(config: Config, spec: ModelSpec, layout: Layout, executi
         places = jnp.sum(positions_of(mask_NxBxL).astype(jnp.float32)) if looped else None
 
         def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
-            states, unembedding = states_of(combine(params, frozen), batch, weights_N)
+            states, unembedding = states_of(combine(params, frozen), batch, seen(weights_N))
             targets_NxBxL, mask_NxBxL = targets_of(batch)
             if places is None:
                 return mtp_cross_entropy(states, unembedding, targets_NxBxL, mask_NxBxL, scale_N, **how)
             (h_NxBxTxLxD, gate_TxBxL), objective = states, config.objective
             if objective.loop_objective == "gate":
-                active_N = (weights_N > 0).at[0].set(True)
                 return gate_loss(h_NxBxTxLxD, gate_TxBxL, unembedding, targets_NxBxL, mask_NxBxL,
-                                 1 / jnp.maximum(counts_N[0], 1), active_N, sharpness=objective.gate_sharpness,
-                                 margin=objective.gate_margin, **how)
+                                 1 / jnp.maximum(counts_N[0], 1), seen(weights_N) > 0,
+                                 sharpness=objective.gate_sharpness, margin=objective.gate_margin, **how)
             return expected_loss(h_NxBxTxLxD, gate_TxBxL, unembedding, targets_NxBxL, mask_NxBxL, scale_N,
                                  objective.exit_entropy / jnp.maximum(places, 1), **how)
 

@@ -80,6 +80,14 @@ def test_the_gates_stage_moves_the_gate_alone():
     assert np.isfinite(metrics.loss) and metrics.loss > 0
 
 
+def test_the_gates_stage_reads_head_1_whatever_its_weight():
+    gate = {**LOOPED, "objective__loop_objective": "gate", "train__trainable": ("gate/*",)}
+    resting, weighted = (run(config_of(**gate, objective__head_weights=weights), steps=1)[1]
+                         for weights in ((0.0, 1.0), (1.0, 1.0)))
+    np.testing.assert_allclose(resting.loss, weighted.loss, rtol=1e-6)
+    np.testing.assert_allclose(resting.grad_norm, weighted.grad_norm, rtol=1e-5)
+
+
 def test_flops_count_every_loop():
     once, thrice = (program_of(config_of(**{**LOOPED, "model__loops": loops})).flops_per_token for loops in (1, 3))
     assert thrice == 3 * once

@@ -8,6 +8,7 @@ import shlex
 import sys
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from mtp_jax.checkpoints import Checkpointer, check_source
@@ -54,6 +55,9 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
     elif config.init_from.path:
         check_source(config.init_from.path, program.spec.shapes, heads=config.init_from.heads,
                      head_kind=config.model.head_kind)
+    elif config.objective.loop_objective == "gate":
+        logging.warning("objective.loop_objective='gate' trains the exit gate alone, and without init_from.path that of "
+                        "a random trunk: name the workdir of the run whose gate it is.")
     return Run(config, workdir, corpus, program)
 
 

@@ -6,8 +6,9 @@ resampled, and it is counted how often the 95 % interval of each parameter holds
     python -m benchmarks.scaling_coverage [--laws=chinchilla,head_one] [--draws=100] [--resamples=400] [--starts=48]
     python -m benchmarks.scaling_coverage --laws=chinchilla --draws=40 --four_runs
 
-The second asks how far off the intervals are with the points along four runs, one a size. Needs one core; the six laws take about five minutes. Prints one JSON line a law: the share of draws whose interval
-holds the truth, a parameter each, with the design (runs, points, noise) and the seconds of a fit and of a refit.
+The second asks how far off the intervals are with the points along four runs, one a size. Needs one core; the six laws
+take about five minutes. Prints one JSON line a law: the share of draws whose interval holds the truth, a parameter each,
+with the design (runs, points, noise) and the seconds of a fit and of a refit.
 
 Noise: the log loss of a run is off by a normal error of its own (a seed's luck), and each of its points by another.
 """
@@ -144,8 +145,8 @@ def main() -> None:
     if flags.four_runs and flags.laws != "chinchilla":
         parser.error("--four_runs needs --laws=chinchilla: its losses are of that law")
     for law in flags.laws.split(","):
-        found = coverage(law, FOUR_RUNS if flags.four_runs else DESIGNS[law], draws=flags.draws, resamples=flags.resamples, seed=flags.seed,
-                         starts=flags.starts)
+        found = coverage(law, FOUR_RUNS if flags.four_runs else DESIGNS[law], draws=flags.draws,
+                         resamples=flags.resamples, seed=flags.seed, starts=flags.starts)
         print(json.dumps({"benchmark": "scaling_coverage", **found}), flush=True)
 
 

@@ -1,9 +1,5 @@
-"""Which parameters of a law its points identify: by counting, by the optimum's slopes, and by resamples.
-
-Counting. A term of N is a curve over the values of N that the points have: L values are L numbers, of which one is
-told from the other terms only as part of the constant E. So L - 1 numbers must fix the term's free parameters: three
-values of T cannot fix C, t3 and gamma. A power of n or T (kappa, psi, phi) needs two values.
-"""
+"""Which parameters of a law its points identify: by counting (see `counting`), by the optimum's slopes, and by
+resamples."""
 
 from __future__ import annotations
 
@@ -11,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mtp_jax.analysis.scaling.laws import EXPONENT, OFFSET, SIGNED, Column, Law, Term
+from mtp_jax.analysis.scaling.counting import SIZES, needs
+from mtp_jax.analysis.scaling.laws import EXPONENT, OFFSET, SIGNED, Law
 from mtp_jax.analysis.scaling.points import Points
 from mtp_jax.analysis.scaling.problem import Problem
 
 RANK = 1e-6  # singular values of the slopes below this share of the greatest are none
 LOOSE = 1.0  # standard error of a coefficient's logarithm, or of a signed power, past which it is not identified
 AT_END = 0.1  # share of resamples that end at the end of a range
-_SIZES = {"N": "N", "N_once": "N", "N_rec": "N", "D": "D"}
-_POWERS = {"phi": "T", "kappa": "n", "psi": "n"}  # {a power: the column whose values tell it}
 
 
 def identify(law: Law, points: Points, fixed: Mapping[str, float] | None = None) -> tuple[str, ...]:
@@ -31,28 +26,34 @@ def identify(law: Law, points: Points, fixed: Mapping[str, float] | None = None)
       fixed: {parameter: value} of what is not fitted.
 
     Raises:
-      ValueError: there are too few runs for the law: fewer places than free parameters, or a single N or D; or points
-        are not of the head that it is a law of.
+      ValueError: there are too few runs for the law: fewer places than free parameters, or fewer runs that differ, N or
+        D than fix the parameters of their terms; or points are not of the head that it is a law of.
     """
     law, fixed = law.bound(points), fixed or {}
     _check_heads(law, points)
-    free = [name for name in law.parameters if name not in fixed]
-    short = list(_short_terms(law, points, fixed))
-    places = np.unique(np.stack([points[name] for name in law.columns]), axis=1).shape[1]
-    unit = "runs" if len(points.runs) == len(points) else "points"
-    if places < len(free):
-        blame = [name for names, *_ in short for name in names] or free
-        raise ValueError(f"Too few {unit} for {law.name}: its {len(free)} free parameters ({', '.join(free)}) need at "
-                         f"least {len(free)} {unit} that differ in {_listed(law.columns, 'or')}, and there are "
-                         f"{places}. Not identified: {', '.join(dict.fromkeys(blame))}.")
-    for names, column, values, needed, of in short:
-        if _SIZES.get(column) and len(values) == 1:
-            raise ValueError(f"Too few runs for {law.name}: {_told(column, values)}{of}, and {_listed(names)} "
-                             f"{_are(names)} not identified with fewer than {needed}. Add runs of other {column}, or "
-                             "fix these parameters.")
-    lines = [f"{_listed(names)} {_are(names)} not identified: {_told(column, values)}{of}, and {needed} are needed. "
-             f"Fix {needed - len(values)} of them, or add runs of other {column}."
-             for names, column, values, needed, of in short]
+    short = [need for need in needs(law, points, fixed) if not need.met]
+    terms = [need for need in short if need.kind == "term"]
+    for need in short:
+        names, column = _listed(need.names), need.columns[0]
+        open_ = [name for one in terms for name in one.names if name in need.names] or need.names
+        blame = f"Not identified: {', '.join(dict.fromkeys(open_))}."
+        if need.kind == "points":
+            unit = "runs" if len(points.runs) == len(points) else "points"
+            raise ValueError(f"Too few {unit} for {law.name}: its {need.needed} free parameters "
+                             f"({', '.join(need.names)}) need at least {need.needed} {unit} that differ in "
+                             f"{_listed(need.columns, 'or')}, and there are {need.there}. {blame}")
+        if need.kind == "runs":
+            beside = " beside E" if need.needed > len(need.names) else ""
+            raise ValueError(f"Too few runs for {law.name}: {names} need at least {need.each} runs that differ in "
+                             f"{_listed(need.columns, 'or')}{beside}, and there are "
+                             f"{need.there // max(1, len(law.groups))}. {blame} Add runs, or fix these parameters.")
+        if column in SIZES:
+            raise ValueError(f"Too few runs for {law.name}: {_told(column, need.values)}{need.of}, and {names} "
+                             f"{_are(need.names)} not identified with fewer than {need.each}. Add runs of other "
+                             f"{column}, or fix these parameters.")
+    lines = [f"{_listed(need.names)} {_are(need.names)} not identified: {_told(need.columns[0], need.values)}"
+             f"{need.of}, and {need.each} are needed. Fix {need.each - len(need.values)} of them, or add runs of other "
+             f"{need.columns[0]}." for need in terms]
     return (*lines, *_unread(law, points))
 
 
@@ -90,23 +91,28 @@ def at_optimum(problem: Problem, at: np.ndarray, told: Sequence[str] = ()) -> tu
     return (*lines, *_loose(problem, at, kept)) if kept else tuple(lines)
 
 
-def flat(law: Law, draws: Mapping[str, np.ndarray], fixed: Mapping[str, float] | None = None) -> tuple[str, ...]:
+def flat(problem: Problem, draws: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """Returns a line for each parameter that many resamples leave at the end of its range.
 
     Args:
-      law: any.
-      draws: of `resample`.
-      fixed: {parameter: value} of what was not fitted.
+      problem: what was fitted.
+      draws: of `resample`, in plain units. The low end of an offset, 0, is as good a value as any.
     """
     lines = []
-    for name, values in draws.items():
-        box = law.nonlinear.get(name)
-        if name in (fixed or {}) or box == OFFSET:
-            continue
-        ends, told = ((0.0,), "at 0") if box is None else (box, f"at an end of {box[0]:g} to {box[1]:g}")
-        share = float(np.mean((values <= ends[0]) | (values >= ends[-1]) & (box is not None)))
-        if share > AT_END:
-            lines.append(f"{name} is not identified: {share:.0%} of the resamples leave it {told}.")
+    for term in problem.law.terms:
+        for name in (*problem.law.coefficients(term), *term.parameters):
+            if name not in problem.free or name not in draws:
+                continue
+            values, box = draws[name] / problem.unit(term, name), problem.law.nonlinear.get(name)
+            if box is None:
+                at_end, told = values <= 0, "at 0"
+            elif box == OFFSET:
+                high = box[1] * problem.unit(term, name)
+                at_end, told = values >= box[1] * (1 - 1e-9), f"at {high:.4g}, the greatest that is searched"
+            else:
+                at_end, told = (values <= box[0]) | (values >= box[1]), f"at an end of {box[0]:g} to {box[1]:g}"
+            if np.mean(at_end) > AT_END:
+                lines.append(f"{name} is not identified: {np.mean(at_end):.0%} of the resamples leave it {told}.")
     return tuple(lines)
 
 
@@ -133,54 +139,6 @@ def _loose(problem: Problem, at: np.ndarray, kept: list[int]) -> Iterator[str]:
             what = f"the logarithm of {name}" if box is None else name
             yield (f"{name} is not identified: at the optimum the standard error of {what} is about "
                    f"{error * (1 if box is None else _unit(problem, name)):.2g}.")
-
-
-def _short_terms(law: Law, points: Points, fixed: Mapping[str, float]
-                 ) -> Iterator[tuple[list[str], str, np.ndarray, int, str]]:
-    """Yields what counting shows not to be identified.
-
-    Yields:
-      (parameters, the column that should tell them, the values that it has, how many are needed, a note).
-    """
-    constant = 0 if all(name in fixed for name in law.coefficients(law.terms[0])) else 1
-    for term in law.terms[1:]:
-        column = _column(term)
-        shared = [name for name in term.parameters if name not in fixed and name not in _POWERS]
-        own = [name for name in law.coefficients(term) if name not in fixed]
-        counts = [_values(points, law, column, group) for group in (law.groups or (None,))]
-        # Heads share the exponent: each has as many numbers as values, less its own constant.
-        if sum(len(values) - constant for values in counts) < len(own) + len(shared) and (own or shared):
-            worst = min(counts, key=len)
-            yield [*own, *shared], column, worst, _needed(len(own), len(shared), len(counts), constant), ""
-        else:
-            for name, group, values in zip(law.coefficients(term), law.groups, counts):
-                if name not in fixed and len(values) - constant < 1:
-                    yield [name], column, values, 1 + constant, f" of {law.group} {group}"
-        for name in term.parameters:
-            if name in _POWERS and name not in fixed and len(np.unique(points[_POWERS[name]])) < 2:
-                yield [name], _POWERS[name], np.unique(points[_POWERS[name]]), 2, ""
-
-
-def _needed(own: int, shared: int, groups: int, constant: int) -> int:
-    """Returns how many values each group must have to fix its coefficients and the shared parameters."""
-    return -(-(own + shared) // groups) + constant
-
-
-def _column(term: Term) -> str:
-    """Returns the column over whose values a term is a curve; of a looped size, its parameters."""
-    if isinstance(term.base, Column):
-        return term.base.column
-    return "D" if term.base is not None and term.base.unit == "D" else "N_rec"
-
-
-def _values(points: Points, law: Law, column: str, group: int | None) -> np.ndarray:
-    """Returns the different values of a column, in a group; of N_rec, those of sizes (N_once, N_rec)."""
-    mask = np.ones(len(points), bool) if group is None else points[law.group] == group
-    values = points[column][mask]
-    if column == "N_rec":  # the size is both, and one of them may stay the same
-        both = np.unique(np.stack([points["N_once"][mask], values]), axis=1)
-        return both.sum(axis=0)
-    return np.unique(values)
 
 
 def _unread(law: Law, points: Points) -> Iterator[str]:

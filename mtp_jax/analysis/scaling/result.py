@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mtp_jax.analysis.scaling.bootstrap import resample
+from mtp_jax.analysis.scaling.bootstrap import doubts, interval, resample
 from mtp_jax.analysis.scaling.figure import short
 from mtp_jax.analysis.scaling.fit import Fit, fit
 from mtp_jax.analysis.scaling.identify import flat
@@ -18,6 +18,7 @@ from mtp_jax.analysis.scaling.laws import Law, get_law
 from mtp_jax.analysis.scaling.measures import measures
 from mtp_jax.analysis.scaling.optimal import optimal
 from mtp_jax.analysis.scaling.points import COLUMNS, TEXT, Points
+from mtp_jax.analysis.scaling.problem import make
 from mtp_jax.config import check_choice
 from mtp_jax.files import replace
 
@@ -73,10 +74,7 @@ class Result:
 
     def interval(self, draws: np.ndarray) -> tuple[float, float] | None:
         """Returns the ends between which `confidence` of the draws lie; None where there are none."""
-        if not len(draws):
-            return None
-        low, high = np.quantile(draws, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        return float(low), float(high)
+        return interval(draws, self.confidence) if len(draws) else None
 
     def quality(self) -> dict[str, dict[str, float]]:
         """Returns {"fitted": measures, "held out": measures}; the latter only where points were held out."""
@@ -119,7 +117,9 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
     least = min(one.objective for one in fits)
     fits.sort(key=lambda one: one.objective > (1 + SAME) * least)
     found = resample(fits[0], seen, draws=draws, seed=seed) if draws else {}
-    fits[0] = dataclasses.replace(fits[0], warnings=(*fits[0].warnings, *flat(law, found, fixed)))
+    if draws:
+        more = (*flat(make(law, seen, fixed), found), *doubts(fits[0], seen, draws=draws, seed=seed))
+        fits[0] = dataclasses.replace(fits[0], warnings=(*fits[0].warnings, *more))
     return Result(fits[0], fits[1] if len(fits) > 1 else None, points, mask, found, confidence, dict(source or {}))
 
 

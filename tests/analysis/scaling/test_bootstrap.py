@@ -1,11 +1,15 @@
 """Intervals: over runs, each refit as good as a new fit, and as wide as they should be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from benchmarks.scaling_coverage import DESIGNS, coverage
-from mtp_jax.analysis.scaling.bootstrap import bootstrap, interval, refit, resample
+from benchmarks.scaling_coverage import DESIGNS, FOUR_RUNS, coverage
+from mtp_jax.analysis.scaling.bootstrap import bootstrap, doubts, interval, refit, resample
+from mtp_jax.analysis.scaling.counting import enough
 from mtp_jax.analysis.scaling.fit import fit
+from mtp_jax.analysis.scaling.identify import identify
 from mtp_jax.analysis.scaling.laws import LAWS, get_law
 from mtp_jax.analysis.scaling.points import Points
 from mtp_jax.analysis.scaling.problem import make
@@ -59,6 +63,36 @@ def test_one_run_has_no_interval():
         resample(found, one)
     with pytest.raises(ValueError, match="draws=0"):
         resample(found, points, draws=0)
+
+
+def test_few_runs_and_resamples_that_tell_too_little_are_told():
+    points = FOUR_RUNS.draw("chinchilla", 0)
+    found = fit("chinchilla", points, starts=4)
+    few, short = doubts(found, points, draws=2000)
+    assert few.startswith("4 runs: the intervals are too narrow")
+    # Three different runs are needed: of 4^4 draws 84 have two, and 4 have one.
+    share = float(short.split("%")[0])
+    assert share == pytest.approx(100 * 88 / 256, abs=3) and "too few different runs" in short
+    (few,) = doubts(fit("chinchilla", points, fixed={"A": 480.0, "alpha": 0.35}, starts=4), points)
+    assert few.startswith("4 runs")
+    many = DESIGNS["chinchilla"].draw("chinchilla", 0)
+    assert doubts(fit("chinchilla", many, starts=4), many) == ()
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "per_head", "iso_depth"])
+def test_draws_are_counted_as_their_points_would_be(name):
+    few = {key: tuple(values)[:4] for key, values in DESIGNS[name].of_runs.items()}
+    points = dataclasses.replace(DESIGNS[name], of_runs=few).grid()
+    runs, run = np.unique(points["run"], return_inverse=True)
+    random, law = np.random.default_rng(0), get_law(name)
+    counts = np.stack([random.multinomial(6, np.full(len(runs), 1 / len(runs))) for _ in range(60)])
+    expected = []
+    for count in counts:
+        try:
+            expected.append(identify(law, points.select(count[run] > 0)) == ())
+        except ValueError:
+            expected.append(False)
+    assert enough(law, points, {}, counts).tolist() == expected and len(set(expected)) == 2
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

@@ -8,6 +8,7 @@ from mtp_jax.analysis.scaling.fit import fit
 from mtp_jax.analysis.scaling.identify import flat, identify
 from mtp_jax.analysis.scaling.laws import LAWS, get_law
 from mtp_jax.analysis.scaling.points import Points
+from mtp_jax.analysis.scaling.problem import make
 
 GRIDS = {name: design.grid() for name, design in DESIGNS.items()}
 
@@ -38,11 +39,40 @@ def test_two_sizes_cannot_fix_two_parameters():
     def two(points):
         return points["N"] <= np.unique(points["N"])[1]
 
-    assert told("chinchilla", two)[0].startswith("A and alpha are not identified: 2 values of N (1e+06, 3.162e+06)")
+    for name, blamed, needed in (("chinchilla", "A and alpha are", 3), ("looped_total", "A, alpha and t1 are", 4),
+                                 ("per_head", "A_1, A_2, A_3, A_4 and alpha are", 3)):
+        with pytest.raises(ValueError, match=f"2 values of N .*, and {blamed} not identified with fewer than {needed}"):
+            told(name, two)
     assert told("chinchilla", two, {"alpha": 0.35}) == ()
     assert told("chinchilla", two, {"E": 1.8}) == ()
-    assert told("looped_total", two)[0].startswith("A, alpha and t1 are")
-    assert told("per_head", two)[0].startswith("A_1, A_2, A_3, A_4 and alpha are")
+
+
+def along(sizes, tokens=11, **columns):
+    """Returns a run of each size, with points along D."""
+    N = np.repeat(sizes, tokens)
+    D = np.tile(np.geomspace(1e6, 1e8, tokens), len(sizes))
+    more = {name: np.full(len(N), float(value)) for name, value in columns.items()}
+    return Points({"run": np.asarray([f"{size:g}" for size in N]), "N": N, "D": D, **more,
+                   "loss": 1.8 + 480 / N**0.35 + 2100 / D**0.37})
+
+
+def test_points_along_a_run_do_not_tell_of_sizes():
+    """Seven points of two runs were fitted with five parameters."""
+    points = along((1e6, 1e7), 4).select(np.arange(8) != 7)
+    with pytest.raises(ValueError, match="Too few runs for chinchilla: A and alpha need at least 3 runs that differ in "
+                       "N beside E, and there are 2. Not identified: A, alpha. Add runs"):
+        fit("chinchilla", points)
+    assert told("chinchilla", points=points, fixed={"alpha": 0.35}) == ()
+    mixed = Points({**along((1e6, 1e7, 1e8, 1e9)).columns, "n": np.repeat([1.0, 1.0, 2.0, 2.0], 11)})
+    assert told("head_one", points=mixed) == ()
+    with pytest.raises(ValueError, match="head_one: A, alpha and kappa need at least 4 runs that differ in N or n"):
+        told("head_one", points=mixed.select(mixed["N"] < 1e9))
+
+
+@pytest.mark.parametrize("name, fixed", [("chinchilla", {}), ("looped_total", {"t1": 0.0, "t2": 0.0, "t3": 0.0})])
+def test_four_sizes_of_one_number_of_loops_are_enough_to_fit(name, fixed):
+    lines = told(name, points=along((3e5, 8e5, 2e6, 5e6), T=2), fixed=fixed)
+    assert [line.split(" are")[0] for line in lines] == (["C and gamma"] if fixed else [])
 
 
 @pytest.mark.parametrize("name, column, blamed", [
@@ -98,6 +128,10 @@ def test_the_optimum_tells_a_term_that_does_nothing():
 def test_resamples_at_an_end_are_told():
     draws = {"E": np.ones(10), "A": np.asarray([0.0] * 5 + [1.0] * 5), "B": np.ones(10), "alpha": np.full(10, 0.3),
              "beta": np.asarray([3.0] * 2 + [0.4] * 8)}
-    lines = flat(get_law("chinchilla"), draws)
+    lines = flat(make(get_law("chinchilla"), GRIDS["chinchilla"]), draws)
     assert [line.split()[0] for line in lines] == ["A", "beta"] and "20% of the resamples" in lines[1]
-    assert flat(get_law("chinchilla"), draws, {"A": 0.0, "beta": 3.0}) == ()
+    assert flat(make(get_law("chinchilla"), GRIDS["chinchilla"], {"A": 0.0, "beta": 3.0}), draws) == ()
+    problem = make(get_law("looped_total"), GRIDS["looped_total"])
+    values = problem.columns(np.where(np.asarray(problem.free) == "t2", problem.high, problem.low + 0.1)[None])
+    (line,) = flat(problem, {"t1": np.zeros(10), "t2": np.repeat(values["t2"], 10), "t3": np.full(10, 9.9)})
+    assert line.startswith("t2 is not identified: 100% of the resamples leave it at 3.162e+10, the greatest")

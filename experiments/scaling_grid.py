@@ -21,7 +21,6 @@ from mtp_jax import train
 from mtp_jax.analysis import study_measure, study_plot
 from mtp_jax.analysis.scaling.report import report
 from mtp_jax.analysis.study import CELLS_FOLDER, Cell, Study, folder_names
-from mtp_jax.config import default_config
 
 WIDTHS = (48, 80, 128, 200)  # 0.28, 0.77, 1.97 and 4.8 million parameters outside embedding and unembedding
 HEADS = (1, 2, 4, 8)

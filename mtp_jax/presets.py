@@ -112,7 +112,8 @@ RECIPES = {
 # Zhu et al. 2025, "Scaling Latent Reasoning via Looped Language Models". They give N of the scaling experiment, and for
 # 1.4B 24 layers of width 2048; the vocabulary is SmolLM2's, attention has as many key and value heads as query heads.
 # All else is OUR CHOICE: widths and depths with an N outside embedding and unembedding within 2 % of theirs (the name
-# "1.4b" counts all parameters, and is 2.5 % off), a feed-forward width of 8/3 d_model, heads of 64 or 128, and that it is these parameters that N counts.
+# "1.4b" counts all parameters, and is 2.5 % off), a feed-forward width of 8/3 d_model, heads of 64 or 128, and that it is
+# these parameters that N counts.
 LOOPED_SHAPES = {
     "53m": Shape(512, 17, 8, NON_EMBEDDING, "looped", 49_152, d_ff_multiple=32),
     "134m": Shape(768, 19, 12, NON_EMBEDDING, "looped", 49_152),
@@ -203,8 +204,8 @@ def _write_recipe(config: Any, recipe: Recipe) -> None:
 def apply_looped(config: Any, size: str, loops: int = 4) -> None:
     """Writes a looped model's shape and the recipe of the source's scaling runs into an experiment's ConfigDict.
 
-    That is Stage I on 20 billion tokens, with beta 0.1. (The source's own 1.4B model has 3 trillion with 8 loops and beta
-    0.1, then as many with 4 loops and 0.05.)
+    That is Stage I on 20 billion tokens, with beta 0.1. (The source's own 1.4B model has 3 trillion with 8 loops and
+    beta 0.1, then as many with 4 loops and 0.05.)
 
     Args:
       config: is changed.

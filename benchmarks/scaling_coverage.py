@@ -7,8 +7,8 @@ resampled, and it is counted how often the 95 % interval of each parameter holds
     python -m benchmarks.scaling_coverage --laws=chinchilla --draws=40 --four_runs
 
 The second asks how far off the intervals are with the points along four runs, one a size. Needs one core; the six laws
-take about five minutes. Prints one JSON line a law: the share of draws whose interval holds the truth, a parameter each,
-with the design (runs, points, noise) and the seconds of a fit and of a refit.
+take about five minutes. Prints one JSON line a law: the share of draws whose interval holds the truth, a parameter
+each, with the design (runs, points, noise) and the seconds of a fit and of a refit.
 
 Noise: the log loss of a run is off by a normal error of its own (a seed's luck), and each of its points by another.
 """

@@ -69,8 +69,8 @@ class PredictRequest:
     N: float | None = flag(None, "Parameters, counted as in the fit.")
     D: float | None = flag(None, "Tokens trained on.")
     at: str = flag("", "Other columns that the law reads, such as n=4 or T=2,N_rec=4e8,N_once=1e8.")
-    flops: float | None = flag(None, "Training FLOPs instead of N and D, C = 6 N D: tells the N and D that give the "
-                               "least loss for them.")
+    flops: float | None = flag(None, "Training FLOPs instead of N and D, C = 6 N D, of laws that read T or loop "
+                               "6 (N_once + T N_rec) D with --at=T=4: tells the N and D of least loss for them.")
 
     def validate(self) -> None:
         """Raises ValueError where a flag cannot be used as it is."""
@@ -124,13 +124,15 @@ def _fit(request: FitRequest) -> int:
     from mtp_jax.analysis.scaling import result as results
     from mtp_jax.analysis.scaling.laws import get_law
     from mtp_jax.analysis.scaling.points import held_out
+    from mtp_jax.analysis.scaling.workdirs import check_totals
 
     law = get_law(request.law)
     points = _read(request)
+    warnings = check_totals(request.loss, law, points) if request.workdirs else ()
     mask = held_out(points, request.hold_out, seed=request.seed)
     found = results.analyse(law, points, held_out=mask, fixed=assignments("--fix", request.fix),
                             methods=METHODS[1:] if request.method == "both" else (request.method,),
-                            draws=request.draws, confidence=request.confidence, seed=request.seed,
+                            draws=request.draws, confidence=request.confidence, seed=request.seed, warnings=warnings,
                             source={name: value for name, value in dataclasses.asdict(request).items() if value})
     path = results.write(found, request.out)
     print("\n".join([*results.lines(found), "", f"Written: {path}"]))

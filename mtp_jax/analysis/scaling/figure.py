@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from mtp_jax.analysis.decode_plot import COLORS, MARKERS
+from mtp_jax.analysis.scaling.measures import r_squared
 from mtp_jax.analysis.scaling.points import Points
 from mtp_jax.files import replace
 
@@ -89,11 +90,9 @@ def _quality(points: Points, predicted: np.ndarray, *, within: tuple[str, ...] =
     real = points["loss"]
     _, group = np.unique(np.stack([points[name] for name in within] or [np.zeros(len(points))]), axis=1,
                          return_inverse=True)
-    group = group.reshape(-1)
-    mean = np.bincount(group, real) / np.bincount(group)
-    spread, error = np.sum((real - mean[group]) ** 2), np.sum((real - predicted) ** 2)
-    r2 = f"$R^2$ {1 - error / spread:.3f}, " if spread > 0 else ""
-    return f"{r2}RMSE {math.sqrt(error / len(points)):.3g}"
+    r2 = r_squared(real, predicted, group.reshape(-1))
+    told = "" if math.isnan(r2) else f"$R^2$ {r2:.3f}, "
+    return f"{told}RMSE {math.sqrt(np.mean((real - predicted) ** 2)):.3g}"
 
 
 def _grid(points: Points, predicted: np.ndarray, held_out: np.ndarray, title: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from mtp_jax.analysis.scaling.descent import descend
-from mtp_jax.analysis.scaling.problem import Problem
+from mtp_jax.analysis.scaling.problem import Problem, huber
 
 SCALE = 1e5
 POOL = 16  # drawn for each start, which is the best of them
@@ -55,12 +55,15 @@ def solve(problem: Problem, *, starts: int = 48, seed: int = 0, extra: np.ndarra
     return ends[values.argmin()]
 
 
+def scaled(problem: Problem, residuals: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sum of Huber times SCALE [S] and its gradient [S, P], from residuals and slopes [S, P, points]."""
+    inside = np.clip(residuals, -problem.delta, problem.delta)
+    return SCALE * huber(residuals, problem.delta).sum(axis=1), SCALE * (slopes * inside[:, None]).sum(axis=2)
+
+
 def _descend(problem: Problem, start: np.ndarray, *, tolerance: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the scaled objectives [S] and the coordinates [S, P] where L-BFGS ends."""
     def objective(_: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        residuals, slopes = problem.residuals(at)
-        inside = np.clip(residuals, -problem.delta, problem.delta)
-        return (SCALE * (inside * (residuals - inside / 2)).sum(axis=1),
-                SCALE * (slopes * inside[:, None]).sum(axis=2))
+        return scaled(problem, *problem.residuals(at))
 
     return descend(objective, start, problem.low, problem.high, tolerance=tolerance, steps=steps)

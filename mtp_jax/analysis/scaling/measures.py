@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mtp_jax.analysis.scaling.fit import Fit
-from mtp_jax.analysis.scaling.points import Points
+from mtp_jax.analysis.scaling.points import Points, last_half
+from mtp_jax.analysis.scaling.problem import huber
 
 
 def measures(fit: Fit, points: Points) -> dict[str, float]:
@@ -20,7 +21,8 @@ def measures(fit: Fit, points: Points) -> dict[str, float]:
       r2: 1 - residual over total sum of squares of the loss, around these points' own mean; nan where all are equal.
       r2_log: the same of log loss.
       rmse, mean_residual, worst: of the residuals; worst is the greatest size.
-      rmse_last_half, worst_last_half: of the points past half of their run's D; a run's only point counts.
+      rmse_last_half, worst_last_half: of the points past half of their run's D; nan where each run has one point, for
+        then they are those of all points.
       objective: the sum of Huber of log loss.
 
     Raises:
@@ -30,28 +32,27 @@ def measures(fit: Fit, points: Points) -> dict[str, float]:
         raise ValueError("Measures need at least one point.")
     predicted, loss = fit.predict(points), points["loss"]
     residuals = loss - predicted
-    late = residuals[last_half(points)]
+    late = residuals[last_half(points)] if points.along_runs() else np.full(1, np.nan)
     logs = np.log(loss) - np.log(predicted)
-    inside = np.clip(logs, -fit.delta, fit.delta)
     return {"points": len(points), "runs": len(points.runs),
-            "r2": _r2(residuals, loss), "r2_log": _r2(logs, np.log(loss)),
+            "r2": r_squared(loss, predicted), "r2_log": r_squared(np.log(loss), np.log(predicted)),
             "rmse": _rms(residuals), "mean_residual": float(residuals.mean()), "worst": float(np.abs(residuals).max()),
             "rmse_last_half": _rms(late), "worst_last_half": float(np.abs(late).max()),
-            "objective": float((inside * (logs - inside / 2)).sum())}
+            "objective": float(huber(logs, fit.delta).sum())}
 
 
-def last_half(points: Points) -> np.ndarray:
-    """Returns the mask of the points past half of the greatest D that their run has among these points."""
-    _, run = np.unique(points["run"], return_inverse=True)
-    end = np.zeros(run.max() + 1)
-    np.maximum.at(end, run, points["D"])
-    return points["D"] > end[run] / 2
+def r_squared(real: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None) -> float:
+    """Returns 1 - residual over total sum of squares; nan where all values are equal.
 
-
-def _r2(residuals: np.ndarray, values: np.ndarray) -> float:
-    """Returns the share of the variance that is explained; nan where there is none."""
-    total = ((values - values.mean())**2).sum()
-    return float(1 - (residuals**2).sum() / total) if total > 0 else float("nan")
+    Args:
+      real: what was measured, [points].
+      predicted: the same, predicted.
+      group: the place of each point's group, from 0 on; the total is around each group's mean. None: all are one.
+    """
+    group = np.zeros(len(real), int) if group is None else group
+    mean = np.bincount(group, real) / np.maximum(np.bincount(group), 1)
+    total = ((real - mean[group])**2).sum()
+    return float(1 - ((real - predicted)**2).sum() / total) if total > 0 else float("nan")
 
 
 def _rms(residuals: np.ndarray) -> float:

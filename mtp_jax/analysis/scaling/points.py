@@ -197,6 +197,14 @@ def held_out(points: Points, selector: str, *, seed: int = 0) -> np.ndarray:
     return mask
 
 
+def last_half(points: Points) -> np.ndarray:
+    """Returns the mask of the points past half of the greatest D that their run has among these points."""
+    _, run = np.unique(points["run"], return_inverse=True)
+    end = np.zeros(run.max() + 1)
+    np.maximum.at(end, run, points["D"])
+    return points["D"] > end[run] / 2
+
+
 def _held_out(points: Points, part: str, seed: int) -> np.ndarray:
     """Returns the mask of one selector."""
     if part.startswith("largest_"):
@@ -205,9 +213,7 @@ def _held_out(points: Points, part: str, seed: int) -> np.ndarray:
         return values == values.max()
     runs, inverse = np.unique(points["run"], return_inverse=True)
     if part == "last_half":
-        end = np.zeros(len(runs))
-        np.maximum.at(end, inverse, points["D"])
-        return (points["D"] > end[inverse] / 2) & (np.bincount(inverse)[inverse] > 1)
+        return last_half(points) & (np.bincount(inverse)[inverse] > 1)
     name, _, text = part.partition("=")
     if name == "fraction":
         share = _float(text)

@@ -23,8 +23,8 @@ _UNITS = {"N": "N", "N_once": "N", "N_rec": "N", "D": "D"}  # {column: whose geo
 
 def huber(residuals: np.ndarray, delta: float = DELTA) -> np.ndarray:
     """Returns Huber's loss of residuals: r^2 / 2 up to delta, delta (|r| - delta / 2) past it."""
-    size = np.abs(residuals)
-    return np.where(size <= delta, residuals**2 / 2, delta * (size - delta / 2))
+    inside = np.clip(residuals, -delta, delta)
+    return inside * (residuals - inside / 2)
 
 
 @dataclasses.dataclass(frozen=True)

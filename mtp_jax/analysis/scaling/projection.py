@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from mtp_jax.analysis.scaling.descent import descend
-from mtp_jax.analysis.scaling.huber import FINISHED, SCALE
+from mtp_jax.analysis.scaling.huber import FINISHED, scaled
 from mtp_jax.analysis.scaling.problem import NONE, Problem, huber
 
 POOL = 8  # exponents drawn for each start
@@ -55,9 +55,7 @@ def _search(problem: Problem, start: np.ndarray, place: list[int], *, tolerance:
         at, coefficients = _coefficients(problem, at, rounds=rounds, before=before)
         known.update(zip(which.tolist(), coefficients))
         residuals, slopes = problem.residuals(_coordinates(problem, at, coefficients))
-        inside = np.clip(residuals, -problem.delta, problem.delta)
-        return (SCALE * (inside * (residuals - inside / 2)).sum(axis=1),
-                SCALE * (slopes[:, place] * inside[:, None]).sum(axis=2))
+        return scaled(problem, residuals, slopes[:, place])
 
     return descend(objective, start, problem.low[place], problem.high[place], tolerance=tolerance, steps=steps)
 

@@ -12,9 +12,9 @@ from etils import epath
 from mtp_jax.analysis.loss_plot import read_metrics
 from mtp_jax.analysis.scaling import figure, result
 from mtp_jax.analysis.scaling.laws import get_law, rebuild_heads, rebuild_total
-from mtp_jax.analysis.scaling.measures import last_half
-from mtp_jax.analysis.scaling.points import Points, held_out
-from mtp_jax.analysis.scaling.workdirs import begun, read_run_config, read_workdirs
+from mtp_jax.analysis.scaling.measures import r_squared
+from mtp_jax.analysis.scaling.points import Points, held_out, last_half
+from mtp_jax.analysis.scaling.workdirs import begun, check_totals, phase, read_run_config, read_workdirs
 
 HOLD_OUTS = {"largest_N": "the largest N", "last_half": "the last half of D"}
 STEEPER = 0.05  # nats more than twice; noise from point to point is less
@@ -95,7 +95,9 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
     for part in PARTS:
         own = [folder for folder in ready if part.holds(*shapes[folder])]
         try:
-            fits[part] = _fit(part, own, out, draws, seed)
+            whole, without, short = _fit(part, own, out, draws, seed)
+            fits[part] = whole, without
+            missed += [f"- {part.name} ({part.what}), {reason}" for reason in short]
         except ValueError as error:
             missed.append(f"- {part.name} ({part.what}): {error}")
     found = {part.name: whole for part, (whole, _) in fits.items()}
@@ -110,7 +112,7 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
                          f"({IMAGES}/{file})"]
     text += ["", "What holds, and what does not:", "", *_sentences(found, ready, shapes), *_extrapolated(fits)]
     if missed:
-        text += ["", "Not fitted, for lack of runs:", "", *missed]
+        text += ["", "Not fitted:", "", *missed]
     return "\n".join(text) + "\n"
 
 
@@ -141,8 +143,8 @@ def _what_was_run(folders: Sequence[str], asked: int) -> list[str]:
 
 
 def _fit(part: Part, folders: Sequence[str], out: epath.Path, draws: int,
-         seed: int) -> tuple[result.Result, dict[str, result.Result]]:
-    """Returns a law fitted to all points of a part, and by hold-out."""
+         seed: int) -> tuple[result.Result, dict[str, result.Result], list[str]]:
+    """Returns a law fitted to all points of a part, and by hold-out, and why a hold-out has no fit."""
     if not folders:
         raise ValueError("no run yet.")
     points = read_workdirs(folders, loss=part.loss)
@@ -153,18 +155,22 @@ def _fit(part: Part, folders: Sequence[str], out: epath.Path, draws: int,
     for column in {"n", "T", "loop"} & set(law.columns):
         if len(set(points[column].tolist())) == 1:
             raise ValueError(f"all of its runs have {column} = {points[column][0]:g}, so nothing is known of others.")
-    whole = result.analyse(law, points, fixed=part.fixed, draws=draws, seed=seed, source=source)
+    whole = result.analyse(law, points, fixed=part.fixed, draws=draws, seed=seed, source=source,
+                           warnings=check_totals(part.loss, law, points))
     result.write(whole, out / f"{part.name}.json")
-    without = {}
+    without, short = {}, []
     for selector in HOLD_OUTS:
+        if part.late and selector == "last_half":  # it is the last half
+            continue
         try:
             mask = held_out(points, selector)
             without[selector] = result.analyse(law, points, held_out=mask, fixed=part.fixed, draws=0, seed=seed,
                                                source={**source, "hold_out": selector}, methods=("huber",))
-        except ValueError:  # too few sizes are left; the table says so by a dash
+        except ValueError as error:  # too few sizes are left; the table has a dash
+            short.append(f"without {HOLD_OUTS[selector]}: {error}")
             continue
         result.write(without[selector], out / f"{part.name}-{selector}.json")
-    return whole, without
+    return whole, without, short
 
 
 Fits = Mapping[Part, tuple[result.Result, dict[str, result.Result]]]
@@ -178,7 +184,8 @@ def _quality(fits: Fits) -> list[str]:
              "| --- " * (5 + len(HOLD_OUTS)) + "|"]
     for part, (whole, without) in fits.items():
         own = whole.quality()["fitted"]
-        cells = [part.law, part.what, str(len(whole.points)), _pair(own), f"{own['worst_last_half']:.3f}"]
+        cells = [part.law, part.what, str(len(whole.points)), _pair(own),
+                 "–" if math.isnan(own["worst_last_half"]) else f"{own['worst_last_half']:.3f}"]
         for selector in HOLD_OUTS:
             both = without[selector].quality() if selector in without else {}
             cells.append(f"{_pair(both['fitted'])} → {_pair(both['held out'])}" if both else "–")
@@ -203,8 +210,11 @@ def _parameters(fits: Fits) -> list[str]:
         warnings += [f"- {part.name} ({part.what}): {text}" for text in whole.fit.warnings]
         difference = whole.disagreement()
         if difference is not None and difference > result.AGREE:
-            warnings.append(f"- {part.name} ({part.what}): the two methods disagree by up to {difference:.2%} of the "
-                            "loss.")
+            warnings.append(f"- {part.name} ({part.what}): the predictions of the two methods differ by up to "
+                            f"{difference:.2%} of the loss.")
+        if whole.other is not None and result.differing(whole):
+            warnings.append(f"- {part.name} ({part.what}): the two methods find other values of "
+                            f"{', '.join(result.differing(whole))}.")
     if warnings:
         lines += ["", "Warnings of the fits:", "", *warnings]
     return lines
@@ -318,15 +328,22 @@ def _heads_rebuilt(name: str, whole: result.Result, folders: Sequence[str]) -> l
     """Returns how well the objective follows from the laws of its heads."""
     points = read_workdirs(folders, loss="total")
     points = points.select(points["phase"] == "stable")
-    weights = {k: 1.0 for k in range(1, int(points["n"][0]) + 1)}
-    return [f"- {name}: the objective rebuilt as the sum of the heads' laws has "
+    objectives = {read_run_config(folder).objective for folder in folders}
+    if len(objectives) > 1 or any(one.schedule != "constant" for one in objectives):
+        return [f"- {name}: the objective is not rebuilt, for the weights of the heads differ between runs or steps."]
+    (objective,), n = objectives, int(points["n"][0])
+    weights = dict(enumerate(objective.head_weights or (1.0,) * n, start=1))
+    if objective.reduction == "mean":
+        weights = {k: weight / sum(weights.values()) for k, weight in weights.items()}
+    return [f"- {name}: the objective rebuilt as the weighted sum of the heads' laws has "
             f"{_r2(points, rebuild_heads(whole.fit.values, points, weights))} on the objective itself."]
 
 
 def _loops_rebuilt(whole: result.Result, folders: Sequence[str]) -> list[str]:
     """Returns how well the task's loss follows from the laws of the loops and the mean gate."""
-    shares = [record["exit_share"] for folder in folders for record in read_metrics(folder)
-              if record["split"] == "validation" and "exit_share" in record]
+    shares = [record["exit_share"] for folder in folders for config in [read_run_config(folder)]
+              for record in read_metrics(folder) if record["split"] == "validation" and "exit_share" in record
+              and phase(config, record["step"]) == "stable"]
     if not shares:
         return []
     gate = np.mean(shares, axis=0)
@@ -339,7 +356,5 @@ def _loops_rebuilt(whole: result.Result, folders: Sequence[str]) -> list[str]:
 
 def _r2(points: Points, predicted: np.ndarray) -> str:
     """Returns R^2 and RMSE as text."""
-    real = points["loss"]
-    error = float(np.sum((real - predicted) ** 2))
-    return (f"R² {1 - error / float(np.sum((real - real.mean()) ** 2)):.3f} and RMSE "
-            f"{math.sqrt(error / len(points)):.3f} nats")
+    error = math.sqrt(np.mean((points["loss"] - predicted) ** 2))
+    return f"R² {r_squared(points['loss'], predicted):.3f} and RMSE {error:.3f} nats"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ class Result:
 def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
             fixed: Mapping[str, float] | None = None, methods: Sequence[str] = ("huber", "projection"),
             draws: int = 200, confidence: float = 0.95, seed: int = 0,
-            source: Mapping[str, Any] | None = None) -> Result:
+            source: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()) -> Result:
     """Fits a law by one or two methods, with intervals over runs.
 
     Args:
@@ -107,6 +108,7 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
       confidence: share of the draws that an interval holds.
       seed: of starts and resamples.
       source: kept in the result.
+      warnings: told before the fit's own.
 
     Raises:
       ValueError: the points do not suffice for the law.
@@ -117,6 +119,7 @@ def analyse(law: Law, points: Points, *, held_out: np.ndarray | None = None,
     least = min(one.objective for one in fits)
     fits.sort(key=lambda one: one.objective > (1 + SAME) * least)
     found = resample(fits[0], seen, draws=draws, seed=seed) if draws else {}
+    fits[0] = dataclasses.replace(fits[0], warnings=(*warnings, *fits[0].warnings))
     if draws:
         more = (*flat(make(law, seen, fixed), found), *doubts(fits[0], seen, draws=draws, seed=seed))
         fits[0] = dataclasses.replace(fits[0], warnings=(*fits[0].warnings, *more))
@@ -132,7 +135,16 @@ def write(result: Result, path: epath.PathLike) -> epath.Path:
               "quality": result.quality(), "draws": {name: list(map(float, own)) for name, own in result.draws.items()},
               "points": {name: own.tolist() for name, own in result.points.columns.items()},
               "held_out": result.held_out.tolist()}
-    return replace(epath.Path(path), (json.dumps(values) + "\n").encode())
+    return replace(epath.Path(path), (json.dumps(_plain(values), allow_nan=False) + "\n").encode())
+
+
+def _plain(values: Any) -> Any:
+    """Returns values with null for numbers that are not finite, which JSON does not have (R^2 of one point)."""
+    if isinstance(values, Mapping):
+        return {name: _plain(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_plain(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def read(path: epath.PathLike) -> Result:
@@ -151,8 +163,8 @@ def read(path: epath.PathLike) -> Result:
         return Result(Fit.from_json(values["fit"]), Fit.from_json(values["other"]) if values["other"] else None,
                       Points({name: np.asarray(own) for name, own in values["points"].items()}),
                       np.asarray(values["held_out"], bool),
-                      {name: np.asarray(own) for name, own in values["draws"].items()}, values["confidence"],
-                      values["source"])
+                      {name: np.asarray(own, np.float64) for name, own in values["draws"].items()},
+                      values["confidence"], values["source"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--fit={path} cannot be read ({error}): write it anew with python -m mtp_jax.scaling fit "
                          f"--out={path}.") from error
@@ -169,13 +181,28 @@ def lines(result: Result) -> list[str]:
     found += table(result) + [""] + quality_table(result) + [""]
     difference = result.disagreement()
     if result.other is not None and difference is not None:
-        verb = "agree" if difference <= AGREE else "DISAGREE"
+        verb = "predict the same" if difference <= AGREE else "DISAGREE"
         found.append(f"The methods {verb}: {result.fit.method} (objective {result.fit.objective:.6g}) and "
                      f"{result.other.method} ({result.other.objective:.6g}) predict losses that differ by "
                      f"{f'at most {difference:.2%}' if difference >= 1e-4 else 'less than 0.01%'}.")
+        if differing(result):
+            found.append(f"Yet they differ in {', '.join(differing(result))}, by more than a tenth or beyond the "
+                         "interval: other values predict these points as well.")
     else:
         found.append(f"Method: {result.fit.method}, objective {result.fit.objective:.6g}.")
     return found + [f"warning: {text}" for text in result.fit.warnings]
+
+
+def differing(result: Result) -> list[str]:
+    """Returns the names of the parameters that the other method finds outside of the interval, or a tenth away."""
+    names = []
+    for name in result.fit.free if result.other else ():
+        one, two = result.fit.values[name], result.other.values[name]  # type: ignore[union-attr]
+        ends = result.interval(np.asarray(result.draws[name])) if name in result.draws else None
+        outside = ends is not None and not ends[0] <= two <= ends[1] and abs(one - two) > AGREE * abs(one)
+        if outside or abs(one - two) > 0.1 * max(abs(one), abs(two)):
+            names.append(name)
+    return names
 
 
 def table(result: Result) -> list[str]:
@@ -196,8 +223,10 @@ def quality_table(result: Result) -> list[str]:
     rows = [["points", "", "R^2", "RMSE, nats", "worst error, last half"]]
     counts = {"fitted": len(result.fitted), "held out": int(result.held_out.sum())}
     for name, found in result.quality().items():
-        r2 = "-" if np.isnan(found["r2"]) else f"{found['r2']:.4f}"  # of one point there is none
-        rows.append([name, str(counts[name]), r2, f"{found['rmse']:.4f}", f"{found['worst_last_half']:.4f}"])
+        # Of one point there is no R^2, and of runs with one point no last half.
+        r2, rmse, worst = ("-" if np.isnan(found[key]) else f"{found[key]:.4f}"
+                           for key in ("r2", "rmse", "worst_last_half"))
+        rows.append([name, str(counts[name]), r2, rmse, worst])
     return _align(rows)
 
 
@@ -213,7 +242,7 @@ def prediction_lines(result: Result, at: Mapping[str, float]) -> list[str]:
     """
     point = one_point(result.law, at)
     told = ", ".join(f"{name} = {short(value)}" for name, value in at.items())
-    return [f"{told}: {_loss(result, point)}", *_beyond(result, point)]
+    return [f"{told}: {_loss(result, point)}", *_beyond(result, point, at)]
 
 
 def optimal_lines(result: Result, flops: float, at: Mapping[str, float]) -> list[str]:
@@ -232,9 +261,13 @@ def optimal_lines(result: Result, flops: float, at: Mapping[str, float]) -> list
         if value != int(value):
             raise ValueError(f"--at={name}={value:g} must be a whole number.")
     options: dict[str, Any] = {name: int(value) for name, value in at.items()}
-    if {"N_rec", "N_once"} <= set(result.law.columns):
-        shares = result.fitted["N_rec"] / (result.fitted["N_rec"] + result.fitted["N_once"])
-        options["recurrent"] = float(np.median(shares))
+    looped, note = {"T", "loop"} & set(result.law.columns), []
+    if looped and "N_rec" in result.fitted.columns:  # iso_depth knows no other parameters than these two
+        whole = (result.fitted["N_rec"] + result.fitted["N_once"] if "N_once" in result.law.columns
+                 else result.fitted["N"])
+        options["recurrent"] = float(np.median(np.minimum(result.fitted["N_rec"] / whole, 1.0)))
+    elif looped and at.get("T", 1) > 1:
+        note = ["note: the points have no N_rec: all of N is taken to be run T times."]
     N, D = optimal(result.fit, flops, **options)
     share, drawn = options.get("recurrent", 1.0), []
     point = one_point(result.law, {**at, "N": N, "D": D, "N_rec": share * N, "N_once": (1 - share) * N})
@@ -249,10 +282,10 @@ def optimal_lines(result: Result, flops: float, at: Mapping[str, float]) -> list
         sides.append(f"{name} = {short(value)}" + (f" ({short(ends[0])} to {short(ends[1])})" if ends else ""))
     told = "".join(f", {name} = {value:g}" for name, value in at.items())
     lost = len(result.draw_values()) - len(drawn)
-    note = [f"note: in {lost} of {lost + len(drawn)} resamples the law gains nothing from N or from D; the intervals "
+    note += [f"note: in {lost} of {lost + len(drawn)} resamples the law gains nothing from N or from D; the intervals "
             "are of the others."] if lost else []
     return [f"{flops:.3g} FLOPs{told}: {', '.join(sides)}, {D / N:.3g} tokens a parameter; {_loss(result, point)}",
-            *note, *_beyond(result, point)]
+            *note, *_beyond(result, point, at)]
 
 
 def one_point(law: Law, at: Mapping[str, float]) -> Points:
@@ -278,11 +311,12 @@ def _loss(result: Result, point: Points) -> str:
     return text + (f" ({ends[0]:.4f} to {ends[1]:.4f}, {result.confidence:.0%} over runs)" if ends else "") + " nats"
 
 
-def _beyond(result: Result, point: Points) -> list[str]:
-    """Returns a note where N or D lies outside of what was measured."""
-    beyond = [f"{name} = {short(value)} (fitted: {short(low)} to {short(high)})" for name in ("N", "D")
-              for value, low, high in [(point[name][0], result.fitted[name].min(), result.fitted[name].max())]
-              if not low <= value <= high]
+def _beyond(result: Result, point: Points, at: Mapping[str, float]) -> list[str]:
+    """Returns a note where a size, or what the law reads or was asked for, lies outside of what was measured."""
+    names = [name for name in ("N", "D", "n", "T", "loop", "head")
+             if name in ("N", "D", *result.law.columns) or name in at]
+    beyond = [f"{name} = {short(value)} (fitted: {_range(result.fitted[name])})" for name in names
+              for value in [point[name][0]] if not result.fitted[name].min() <= value <= result.fitted[name].max()]
     return [f"note: outside of what was fitted: {', '.join(beyond)}. The interval does not tell whether the law still "
             "holds there."] if beyond else []
 

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from mtp_jax.analysis.loss_plot import METRICS_FILE, read_metrics
+from mtp_jax.analysis.scaling.laws import Law
 from mtp_jax.analysis.scaling.points import Points, join
 from mtp_jax.config import Config, ModelConfig, check_choice, from_dict, with_defaults
 
@@ -42,6 +43,34 @@ def read_workdirs(paths: Sequence[epath.PathLike], *, loss: str = "head_1") -> P
     names = [epath.Path(folder).name for folder in folders]
     return join(_points(folder, name if names.count(name) == 1 else folder, loss)
                 for folder, name in zip(folders, names))
+
+
+def check_totals(loss: str, law: Law, points: Points) -> tuple[str, ...]:
+    """Returns a warning where total losses are of several T, whose sums hold different terms.
+
+    Args:
+      loss: of `read_workdirs`.
+      law: that is to be fitted.
+      points: with these losses.
+
+    Raises:
+      ValueError: total losses of several n, or a law of single heads.
+    """
+    if loss not in ("total", "task"):
+        return ()
+    n, loops = (sorted(set(points[name].tolist())) for name in ("n", "T"))
+    if law.name in ("head_one", "per_head") or len(n) > 1:
+        why = f"{law.name} is a law of single heads" if law.name in ("head_one", "per_head") else (
+            f"the runs have n = {', '.join(f'{value:g}' for value in n)} heads")
+        remedy = "--loss=head_k" if law.name == "per_head" else "--loss=head_1"
+        raise ValueError(f"--loss={loss} is a sum over all heads, which cannot be compared across n, and {why}: take "
+                         f"{remedy}" + ("." if law.name == "per_head" else ", or runs of one n with --keep=n=1."))
+    if len(loops) > 1:
+        less = (", and the objective is less by beta times the entropy of the exits, up to beta ln T: part of what T "
+                "gains may be that" if loss == "total" else "")
+        return (f"--loss={loss} of T = {', '.join(f'{value:g}' for value in loops)}: the sums hold different "
+                f"terms{less}. Compare with --loss=head_1, the loss after the last loop.",)
+    return ()
 
 
 def begun(folder: epath.PathLike) -> bool:

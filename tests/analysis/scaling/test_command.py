@@ -61,7 +61,7 @@ def test_a_fit_is_printed_with_intervals_both_methods_and_held_out_points(fit_of
     assert [line.split()[0] for line in lines[5:9]] == ["A", "B", "alpha", "beta"] and " to " in lines[7]
     assert lines[10].split()[:2] == ["points", "R^2"] and lines[11].startswith("fitted    9")
     assert lines[12].startswith("held out  3")
-    assert "The methods agree: huber (objective" in text and f"Written: {path}" in text
+    assert "The methods predict the same: huber (objective" in text and f"Written: {path}" in text
 
 
 def test_the_file_holds_what_was_fitted(fitted, table):
@@ -218,6 +218,8 @@ def test_a_part_of_a_grid_is_reported(tmp_path, monkeypatch):
     assert text.startswith("6 runs: N = ") and "1 more had no validation line yet" in text
     assert "Fitted are the 54 validation losses of the stable phase" in text and "| 2, 1 | " in text
     assert "| chinchilla | n = 1, T = 1 | 27 | 1.000" in text and "held out the RMSE on it is" in text
+    assert "- chinchilla (n = 1, T = 1): 3 runs: the intervals are too narrow" in text
+    assert "- chinchilla (n = 1, T = 1), without the largest N: Too few runs for chinchilla: A and alpha need" in text
     assert "- looped_step_4 (n = 1, T = 4, each loop): no run yet." in text
     assert "chinchilla.json" in {path.name for path in (tmp_path / "out").iterdir()}
     with pytest.raises(ValueError, match="None of 1 folders has a validation line"):

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.scaling_coverage import DESIGNS
 from mtp_jax.analysis.scaling.fit import Fit
-from mtp_jax.analysis.scaling.measures import last_half, measures
+from mtp_jax.analysis.scaling.measures import measures
 from mtp_jax.analysis.scaling.optimal import optimal
-from mtp_jax.analysis.scaling.points import Points
+from mtp_jax.analysis.scaling.points import Points, last_half
 
 FITS = {name: Fit(name, design.truth, 0.0) for name, design in DESIGNS.items()}
 

@@ -112,8 +112,8 @@ RECIPES = {
 # Zhu et al. 2025, "Scaling Latent Reasoning via Looped Language Models". They give N of the scaling experiment, and for
 # 1.4B 24 layers of width 2048; the vocabulary is SmolLM2's, attention has as many key and value heads as query heads.
 # All else is OUR CHOICE: widths and depths with an N outside embedding and unembedding within 2 % of theirs (the name
-# "1.4b" counts all parameters, and is 2.5 % off), a feed-forward width of 8/3 d_model, heads of 64 or 128, and that it is
-# these parameters that N counts.
+# "1.4b" counts all parameters, and is 2.5 % off), a feed-forward width of 8/3 d_model, heads of 64 or 128, and that it
+# is these parameters that N counts.
 LOOPED_SHAPES = {
     "53m": Shape(512, 17, 8, NON_EMBEDDING, "looped", 49_152, d_ff_multiple=32),
     "134m": Shape(768, 19, 12, NON_EMBEDDING, "looped", 49_152),

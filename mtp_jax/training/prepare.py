@@ -56,8 +56,8 @@ def prepare(config: Config, workdir: str | epath.Path) -> Run:
         check_source(config.init_from.path, program.spec.shapes, heads=config.init_from.heads,
                      head_kind=config.model.head_kind)
     elif config.objective.loop_objective == "gate":
-        logging.warning("objective.loop_objective='gate' trains the exit gate alone, and without init_from.path that of "
-                        "a random trunk: name the workdir of the run whose gate it is.")
+        logging.warning("objective.loop_objective='gate' trains the exit gate alone, and without init_from.path that "
+                        "of a random trunk: name the workdir of the run whose gate it is.")
     return Run(config, workdir, corpus, program)
 
 

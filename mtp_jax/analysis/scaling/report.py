@@ -18,7 +18,7 @@ from mtp_jax.analysis.scaling.workdirs import begun, check_totals, phase, read_r
 
 HOLD_OUTS = {"largest_N": "the largest N", "last_half": "the last half of D"}
 STEEPER = 0.05  # nats more than twice; noise from point to point is less
-IMAGES = "img"  # folder of the pictures as the page names it
+IMAGES = "img"  # folder of the pictures beside the page
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def report(folders: Sequence[epath.PathLike], out_folder: epath.PathLike, *, dra
         for _, selector, file in (picture for picture in PICTURES if picture[0] == part.name):
             shown = without.get(selector) if selector else whole
             if shown is not None:
-                _draw(shown, out / file)
+                _draw(shown, out / IMAGES / file)
                 told = f", fitted without {HOLD_OUTS[selector]}" if selector else ""
                 text += ["", f"![{part.law}, {part.what}: measured and predicted loss over tokens{told}]"
                          f"({IMAGES}/{file})"]

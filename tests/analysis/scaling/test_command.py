@@ -244,7 +244,7 @@ def test_a_whole_grid_is_reported(tmp_path):
     folders = write_grid(tmp_path / "runs", (8, 16, 24, 32), (1, 2, 4, 8), (1, 2, 4))
     text = report.report(folders, tmp_path / "out", draws=20)
     assert "Not fitted" not in text and text.count("| looped_total |") == 6 and text.count("rebuilt") == 4
-    assert text.count("![") == len(report.PICTURES) == len(list((tmp_path / "out").glob("*.png")))
+    assert text.count("![") == len(report.PICTURES) == len(list((tmp_path / "out" / report.IMAGES).glob("*.png")))
     for n in (2, 4, 8):
         assert f"per_head_{n}: E_1 to E_{n} are" in text and "not in the order of theory" not in text
 

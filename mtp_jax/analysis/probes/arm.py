@@ -23,7 +23,6 @@ from mtp_jax.analysis.probes.conditions import MEANINGLESS, Condition, Insertion
 from mtp_jax.analysis.probes.insertion import Answers, answer
 from mtp_jax.analysis.probes.insertion_questions import Question, Questions, find_task, load_questions
 from mtp_jax.analysis.probes.insertion_reading import Sums, sums
-from mtp_jax.config import EvaluationConfig
 from mtp_jax.decoding import DecodingModel
 from mtp_jax.evaluation.generating import Drawing
 from mtp_jax.evaluation.likelihood import Scorer
@@ -106,12 +105,7 @@ def measure(options: Options, settings: Sequence[tuple[dict[str, float], Redistr
       ValueError, OSError, CheckpointError: a flag, the data or the model does not fit; nothing was measured.
     """
     task = find_task(options.task) if options.task else None
-    config = EvaluationConfig(
-        workdir=options.workdir, task=options.name, data=options.data, limit=options.limit, seed=options.seed,
-        max_new_tokens=options.max_new_tokens, set=options.set, heads=options.heads, batch_size=options.batch_size,
-        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer,
-        exit_threshold=options.exit_threshold, loops=options.loops)
-    config.validate()
+    config = options.evaluation(options.name)
     if task is None and options.set:
         raise ValueError(f"--set={options.set[0]} is a setting of a --task, and texts of --data have none.")
     request = Request(config, task.options(options.set) if task else {}, model=model)

@@ -7,6 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from mtp_jax.analysis.probes.model_options import QuestionOptions
 from mtp_jax.config import check_choice
 from mtp_jax.config.generation import flag
 
@@ -18,10 +19,9 @@ STATS, MODES, NOISES, PERCENTILES = ("token", "tensor"), ("replace", "add"), ("p
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(QuestionOptions):
     """What is redistributed, and what is asked; each field is a flag."""
 
-    workdir: str = flag("", "Folder of a trained run, or of a converted checkpoint; may lie in a bucket.")
     task: str = flag("", "Where the questions are from, as for python -m mtp_jax.probe insert.")
     data: str = flag("", "The task's file; without --task a text file, or JSONL, whose texts are read and continued.")
     field: str = flag("text", "Field of a JSONL --data that holds the text.")
@@ -40,30 +40,14 @@ class Options:
     noise_seed: tuple[str, ...] = flag((), "Seed of the noise. May be repeated. Default: 0.")
     k: int = flag(0, "Also tell activations on the question with a run of so many --meaningless before it; 0: not.")
     meaningless: str = flag("/", "Token of that run.")
-    limit: int = flag(0, "The first so many problems, or texts, only; 0: all.")
-    instruction: str | None = flag(None, "Text before the question. Default: the task's own.")
     loss_only: bool = flag(False, "Generate nothing: no accuracy, no drafts.")
     leave_out: bool = flag(False, "Leave out problems that do not fit the window with their answers, or with --k.")
-    max_new_tokens: int | None = flag(None, "Tokens of an answer, at most. Default: the task's own; 32 for texts.")
-    set: tuple[str, ...] = flag((), "A setting of the task's own, NAME=VALUE. May be repeated.")
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/arm-TASK.json in the "
                     "workdir.")
-    seed: int = flag(0, "Of the intervals.")
-    heads: int | None = flag(None, "Heads that are asked, and that draft. Default: all.")
-    exit_threshold: float | None = flag(
-        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
-        "have left is at least this, in (0, 1]. Default: all loops.")
-    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
-    batch_size: int = flag(32, "Rows that are read, or generated, together.")
-    window: int | None = flag(None, "Tokens of context. Default: what the run was trained on.")
-    mesh: str = flag("", "Devices, such as data:2,tensor:2. Default: one device.")
-    step: int | None = flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
-    tokenizer: str = flag("", "Where the run's tokenizer lies now, if it was moved.")
 
     def validate(self) -> None:
         """Raises ValueError where a flag makes no sense whatever model and questions are."""
-        if not self.workdir:
-            raise ValueError("--workdir is missing: name the folder of a trained run.")
+        self.check_workdir()
         if not self.task and not self.data:
             raise ValueError("Say what the model is to read: --task=NAME for questions, or --data=FILE for texts.")
         if self.c and self.fraction:

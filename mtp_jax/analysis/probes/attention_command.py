@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from mtp_jax.analysis.probes.model_options import ModelOptions
 from mtp_jax.config.generation import flag
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ModelOptions):
     """Where attention is looked at and on what; each field is a flag."""
 
-    workdir: str = flag("", "Folder of a trained run, or of a converted checkpoint; may lie in a bucket.")
     layer: int = flag(0, "Layer of the trunk, from 0; with --prediction_head, of that head's own layers.")
     head: int = flag(0, "Attention head, from 0.")
     prediction_head: int | None = flag(None, "Look at a layer of this prediction head, from 1. Default: the trunk.")
@@ -36,15 +36,10 @@ class Options:
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/attention-PLACE.json in "
                     "the workdir.")
     seed: int = flag(0, "Of random sentences and the random place.")
-    window: int | None = flag(None, "Tokens of context. Default: what the run was trained on.")
-    mesh: str = flag("", "Devices, such as data:2,tensor:2. Default: one device.")
-    step: int | None = flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
-    tokenizer: str = flag("", "Where the run's tokenizer lies now, if it was moved.")
 
     def validate(self) -> None:
         """Raises ValueError where a field cannot be used as it is."""
-        if not self.workdir:
-            raise ValueError("--workdir is missing: name the folder of a trained run.")
+        self.check_workdir()
         if bool(self.question) == bool(self.data):
             raise ValueError("Give the prompt as --question=TEXT or as --data=FILE, one of the two.")
         if self.data and self.prompts < 1:

@@ -27,7 +27,6 @@ from mtp_jax.analysis.probes.conditions import (
 from mtp_jax.analysis.probes.insertion_command import Options
 from mtp_jax.analysis.probes.insertion_questions import Questions, find_task, load_questions
 from mtp_jax.analysis.probes.insertion_reading import Sums, sums
-from mtp_jax.config import EvaluationConfig
 from mtp_jax.decoding import DecodingModel
 from mtp_jax.evaluation.generating import batch_seed, write_batch
 from mtp_jax.evaluation.likelihood import Scorer
@@ -114,12 +113,7 @@ def measure(options: Options, *, model: DecodingModel | None = None) -> Found:
     """
     options.validate()
     task = find_task(options.task)
-    config = EvaluationConfig(
-        workdir=options.workdir, task=options.task, data=options.data, limit=options.limit, seed=options.seed,
-        max_new_tokens=options.max_new_tokens, set=options.set, heads=options.heads, batch_size=options.batch_size,
-        window=options.window, mesh=options.mesh, step=options.step, tokenizer=options.tokenizer,
-        exit_threshold=options.exit_threshold, loops=options.loops)
-    config.validate()
+    config = options.evaluation(options.task)
     request = Request(config, task.options(options.set), model=model)
     read_sentences(options.sentences), request.data  # noqa: B018  (that they exist shows before the model is loaded)
     model = request.model

@@ -7,6 +7,7 @@ import json
 import re
 
 from mtp_jax.analysis.probes.conditions import BETWEEN, LENGTHS, POSITIONS, Condition, chosen
+from mtp_jax.analysis.probes.model_options import QuestionOptions
 from mtp_jax.config import check_choice
 from mtp_jax.config.generation import flag
 
@@ -14,14 +15,11 @@ USUAL_K = 55  # the source's
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(QuestionOptions):
     """What is inserted into what; each field is a flag."""
 
-    workdir: str = flag("", "Folder of a trained run, or of a converted checkpoint; may lie in a bucket.")
     task: str = flag("", "Where the questions are from: polynomial, star_graph, induction, math500, gsm8k, or another "
                      "task of python -m mtp_jax.evaluate --list whose answers are text.")
-    data: str = flag("", "The task's file, as for python -m mtp_jax.evaluate.")
-    limit: int = flag(0, "The first so many problems only; 0: all.")
     k: tuple[str, ...] = flag((), "How often the filler is repeated. May be repeated. Default: 0, 10, 25, 40, 55, 70.")
     position: tuple[str, ...] = flag((), "Where: before the instruction, between it and the question, end, or random. "
                                      "May be repeated. Default: between.")
@@ -31,32 +29,17 @@ class Options:
     meaningful: str = flag("he ", "Word that is repeated as meaningful.")
     sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
     same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
-    instruction: str | None = flag(None, "Text before the question. Default: the task's own.")
     loss_only: bool = flag(False, "Generate nothing: no accuracy.")
     leave_out: bool = flag(False, "Leave out problems that do not fit the window with the longest insertion.")
-    max_new_tokens: int | None = flag(None, "Tokens of an answer, at most. Default: the task's own.")
-    set: tuple[str, ...] = flag((), "A setting of the task's own, NAME=VALUE. May be repeated.")
     bar_k: int | None = flag(None, "k of the bars. Default: the largest that is at most 55.")
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/insert-TASK.json in the "
                     "workdir.")
     beside: tuple[str, ...] = flag((), "Result of this probe on another model, JSON: its bars are drawn beside these. "
                                    "May be repeated.")
-    seed: int = flag(0, "Of random sentences, random places and intervals.")
-    heads: int | None = flag(None, "Heads that are asked, and that draft. Default: all.")
-    exit_threshold: float | None = flag(
-        None, "Of a looped trunk: each token leaves it after the first loop in which the exit gate's probability to "
-        "have left is at least this, in (0, 1]. Default: all loops.")
-    loops: int | None = flag(None, "Of a looped trunk: loops to run at most. Default: as many as in training.")
-    batch_size: int = flag(32, "Rows that are read, or generated, together.")
-    window: int | None = flag(None, "Tokens of context. Default: what the run was trained on.")
-    mesh: str = flag("", "Devices, such as data:2,tensor:2. Default: one device.")
-    step: int | None = flag(None, "Step of the checkpoint. Default: the newest undamaged one.")
-    tokenizer: str = flag("", "Where the run's tokenizer lies now, if it was moved.")
 
     def validate(self) -> None:
         """Raises ValueError where a flag makes no sense whatever task and model are."""
-        if not self.workdir:
-            raise ValueError("--workdir is missing: name the folder of a trained run.")
+        self.check_workdir()
         for position in self.positions:
             check_choice("--position", position, POSITIONS)
         for flags, values in (("position", self.positions), ("condition", self.condition), ("k", self.lengths)):

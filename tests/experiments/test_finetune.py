@@ -104,6 +104,7 @@ def test_an_imported_model_gets_heads_and_a_recipe_of_its_own(kind, num_heads, h
     assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (1e-4, 1.0)
 
 
+@pytest.mark.slow
 def test_heads_are_added_to_a_model_from_elsewhere(tmp_path):
     """The README's example: only the heads train, and the new one starts as head 1."""
     arrays = make_arrays(make_config(num_heads=1, num_layers=3))

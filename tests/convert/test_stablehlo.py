@@ -148,8 +148,8 @@ def longer(cache, room):
     return {name: np.pad(x, [(0, 0), (0, 0), (0, room), (0, 0)]) if x.ndim == 4 else x for name, x in cache.items()}
 
 
-@pytest.mark.parametrize("name", ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS
-                                                  if name != "sequential")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_drafts_are_those_of_the_whole_text(tmp_path, name):
     """What a block leaves in the cache drafts as if the text had been read at once, whatever was rejected before."""
     config, params = made(name, num_heads=3, num_layers=4)

@@ -44,6 +44,7 @@ def model(entry):
     return decoding_model(entry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block, name", [
     (TREE, "top_k and min_p"),
     *(pytest.param(block, name, marks=pytest.mark.slow) for block, name in (

@@ -108,6 +108,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 def test_compiles_for_a_tpu_and_sends_no_more_than_it_must():
     assert "compiled" in run_with_tpu_compiler(COMPILE)

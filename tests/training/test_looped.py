@@ -45,6 +45,7 @@ def test_only_the_gate_is_added():
     assert_trees_close(jax.device_get(after), jax.device_get(before), 0)
 
 
+@pytest.mark.slow  # tests/parallel/test_equal.py holds it, too
 def test_microbatches_add_up_to_the_whole_batch(x64):
     whole, parts = (run(config_of(**LOOPED, **STRICT, compute__microbatches=parts), steps=1) for parts in (1, 2))
     assert_trees_close(parts[1], whole[1], 1e-12)

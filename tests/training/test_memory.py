@@ -38,7 +38,7 @@ def naive_temporaries(n):
     return gradient.compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_eight_heads_take_the_memory_of_one(remat):
     assert temporaries(8, remat) <= 1.10 * temporaries(1, remat)
 

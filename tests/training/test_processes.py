@@ -32,6 +32,7 @@ def test_two_processes_train_what_one_does(corpus, tmp_path, unbroken):
     assert_same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_same_rows_go_on_where_one_stopped(corpus, tmp_path, unbroken):
     changes = {**processes.settings(), "train__num_steps": 8, "parallel__mesh": "data:2,fsdp:4"}
     assert process_worker.train(corpus, tmp_path / "run", changes) == signals.DONE

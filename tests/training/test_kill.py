@@ -26,7 +26,8 @@ def last_step(workdir):
     return json.loads(whole[-1])["step"] if whole else 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow  # kills of the checkpoints alone are in the fast suite
+@pytest.mark.parametrize("kills", [2, 10])
 def test_kills_change_nothing(kills, corpus, tmp_path):
     done = run(command(corpus, tmp_path / "unbroken", **CHANGES))
     assert done.returncode == 0, done.stderr

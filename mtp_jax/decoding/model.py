@@ -101,11 +101,7 @@ class DecodingModel:
         if exit_threshold is not None:
             wide = jnp.promote_types(jnp.float32, self.config.dtype)
             threshold = jnp.asarray(exit_threshold, wide)
-            if self.layout is not None:
-                threshold = jax.device_put(threshold, self.layout.sharding(()))
-        model = dataclasses.replace(self, weights=dataclasses.replace(self.weights, exit_threshold=threshold))
-        object.__setattr__(model, "programs", self.programs)  # they are told apart by whether there is a threshold
-        return model
+        return self._switched(exit_threshold=threshold)
 
     def redistributing(self, redistribution: Redistribution | None) -> DecodingModel:
         """Returns the model with other settings of the activation redistribution module; compiled programs are shared.
@@ -119,10 +115,15 @@ class DecodingModel:
         if redistribution is not None and not num_trunk_layers(self.config):
             raise ValueError("redistribution moves activations of the trunk's first layer, and the trunk has none: "
                              f"all model.num_layers={self.config.num_layers} layers are heads.")
-        if redistribution is not None and self.layout is not None:
-            redistribution = jax.device_put(redistribution, self.layout.sharding(()))
-        model = dataclasses.replace(self, weights=dataclasses.replace(self.weights, redistribution=redistribution))
-        object.__setattr__(model, "programs", self.programs)  # they are told apart by what is static in the settings
+        return self._switched(redistribution=redistribution)
+
+    def _switched(self, **settings: Any) -> DecodingModel:
+        """Returns the model with other settings among its weights, each on all devices. Programs are shared: they are
+        told apart by what is there, and by what is static in it."""
+        if self.layout is not None:
+            settings = jax.device_put(settings, self.layout.sharding(()))
+        model = dataclasses.replace(self, weights=dataclasses.replace(self.weights, **settings))
+        object.__setattr__(model, "programs", self.programs)
         return model
 
     @property

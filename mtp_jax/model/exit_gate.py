@@ -37,7 +37,7 @@ def gate_logits(x_BxLxD: jax.Array, kernel_D: jax.Array, bias: jax.Array) -> jax
 
 
 def log_exit_distribution(gate_TxBxL: jax.Array) -> jax.Array:
-    """Returns log p(t) of the exit distribution, [T, B, L].
+    """Returns log p(t) of the exit distribution, [T, B, L]; p sums to 1 over T.
 
     Args:
       gate_TxBxL: the gate's logits after each loop; that of the last is not read.
@@ -46,8 +46,3 @@ def log_exit_distribution(gate_TxBxL: jax.Array) -> jax.Array:
     before_TxBxL = jnp.concatenate([jnp.zeros_like(gate_TxBxL[:1]), stays_TxBxL])  # log S_0 .. log S_(T-1)
     leaves_TxBxL = jnp.concatenate([jax.nn.log_sigmoid(gate_TxBxL[:-1]), jnp.zeros_like(gate_TxBxL[:1])])
     return before_TxBxL + leaves_TxBxL
-
-
-def exit_distribution(gate_TxBxL: jax.Array) -> jax.Array:
-    """Returns p(t), [T, B, L]; sums to 1 over T. Arguments as `log_exit_distribution`."""
-    return jnp.exp(log_exit_distribution(gate_TxBxL))

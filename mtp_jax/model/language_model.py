@@ -90,7 +90,7 @@ class MultiTokenLM(nnx.Module):
         return (self.embedding.embedding if self.config.tie_embedding else self.unembedding.kernel)[...]
 
     def run_trunk(self, tokens_BxL: jax.Array, context: RowContext, execution: Execution,
-                  each: Callable[[jax.Array, jax.Array | None], Any] | None = None) -> tuple[jax.Array, Any]:
+                  each: Callable[[jax.Array, jax.Array], Any] | None = None) -> tuple[jax.Array, Any]:
         """Runs embedding and trunk.
 
         A looped trunk (Zhu et al. 2025, section 3) runs the same layers again on what they made, normed:
@@ -101,10 +101,11 @@ class MultiTokenLM(nnx.Module):
           tokens_BxL: ids.
           context: of the rows.
           execution: how to run stacks.
-          each: what is wanted of every loop: called with z_t and the gate's logits (None where the model has no gate).
+          each: what is wanted of every loop of a looped trunk: called with z_t and the gate's logits.
 
         Returns:
-          z_BxLxD after the last loop, before any head or norm; and what `each` returned, stacked over the loops.
+          z_BxLxD after the last loop, before any head or norm; and what `each` returned, stacked over the loops;
+          None of a plain trunk.
         """
         x_BxLxD = constrain(self.embedding(tokens_BxL), "batch", "residual", None)
 
@@ -116,9 +117,7 @@ class MultiTokenLM(nnx.Module):
             return scan(lambda h_BxLxD, leaves: (layer(leaves, h_BxLxD), None), x_BxLxD, stacked, execution.unroll)[0]
 
         if self.config.loops == 1:
-            z_BxLxD = layers(x_BxLxD)
-            made = None if each is None else jax.tree.map(lambda x: x[None], each(z_BxLxD, None))
-            return z_BxLxD, made
+            return layers(x_BxLxD), None
 
         def loop(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
             del number

@@ -75,13 +75,11 @@ def expected_loss(h_NxBxTxLxD: jax.Array, gate_TxBxL: jax.Array, unembedding: ja
       The loss, a scalar, and sums, which carry no gradient.
     """
     T = gate_TxBxL.shape[0]
-    log_p_TxBxL = log_exit_distribution(gate_TxBxL)
-    p_TxBxL = jnp.exp(log_p_TxBxL)
+    p_TxBxL, entropy_BxL = _exits(gate_TxBxL)
     loss, each = weighted_cross_entropy(
         _side_by_side(h_NxBxTxLxD), unembedding, _again(targets_NxBxL, T), _again(mask_NxBxL, T), scale_N,
         jnp.swapaxes(p_TxBxL, 0, 1).reshape(-1, p_TxBxL.shape[2]), vocab_size=vocab_size, chunks=chunks,
         execution=execution)
-    entropy_BxL = -jnp.sum(p_TxBxL * log_p_TxBxL, axis=0)
     counts_BxL = positions_of(mask_NxBxL).astype(entropy_BxL.dtype)
     loss = loss - entropy_scale.astype(loss.dtype) * jnp.sum(entropy_BxL * counts_BxL).astype(loss.dtype)
     return loss, jax.lax.stop_gradient(_sums(each, p_TxBxL, entropy_BxL, mask_NxBxL))
@@ -134,14 +132,19 @@ def every_loop_of(h_NxBxTxLxD: jax.Array, unembedding: jax.Array, targets_NxBxL:
 
 def loop_sums(each: EachPosition, gate_TxBxL: jax.Array, mask_NxBxL: jax.Array) -> LoopSums:
     """Returns the sums of what `every_loop_of` returned, under the gate's exit distribution."""
-    log_p_TxBxL = log_exit_distribution(gate_TxBxL)
-    p_TxBxL = jnp.exp(log_p_TxBxL)
-    return _sums(each, p_TxBxL, -jnp.sum(p_TxBxL * log_p_TxBxL, axis=0), mask_NxBxL)
+    return _sums(each, *_exits(gate_TxBxL), mask_NxBxL)
 
 
 def last_loop(sums: LoopSums) -> HeadSums:
     """Returns the heads' sums after the last loop: what the model says when no token leaves early."""
     return HeadSums(sums.loss_NxT[:, -1], sums.count_N, sums.correct_NxT[:, -1])
+
+
+def _exits(gate_TxBxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the exit distribution p_TxBxL and its entropy, nats, [B, L]."""
+    log_p_TxBxL = log_exit_distribution(gate_TxBxL)
+    p_TxBxL = jnp.exp(log_p_TxBxL)
+    return p_TxBxL, -jnp.sum(p_TxBxL * log_p_TxBxL, axis=0)
 
 
 def _sums(each: EachPosition, p_TxBxL: jax.Array, entropy_BxL: jax.Array, mask_NxBxL: jax.Array) -> LoopSums:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtp_jax.analysis.probes.model_options import ModelOptions
+from mtp_jax.analysis.probes.model_options import FillerOptions, ModelOptions
 from mtp_jax.config.generation import flag
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(ModelOptions):
+class Options(ModelOptions, FillerOptions):
     """Where attention is looked at and on what; each field is a flag."""
 
     layer: int = flag(0, "Layer of the trunk, from 0; with --prediction_head, of that head's own layers.")
@@ -25,12 +25,6 @@ class Options(ModelOptions):
                                 "them whole, those of the most frequent length.")
     k: int = flag(55, "How often the filler is repeated.")
     position: str = flag("between", "Where: before the instruction, between it and the question, end, or random.")
-    condition: tuple[str, ...] = flag((), "What: meaningless, meaningful, random (sentences). May be repeated. "
-                                      "Default: all; none is always there.")
-    meaningless: str = flag("/", "Token that is repeated as meaningless.")
-    meaningful: str = flag("he ", "Word that is repeated as meaningful.")
-    sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
-    same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
     leave_out_first: bool = flag(False, "Leave the first token out of the picture: many models put most of their "
                                  "attention on it.")
     out: str = flag("", "File to write as JSON; the picture stands beside it. Default: probes/attention-PLACE.json in "

@@ -23,7 +23,6 @@ from mtp_jax.analysis.probes.conditions import (
     Condition,
     Insertion,
     check_fits,
-    chosen,
     fillers,
     insert,
     read_sentences,
@@ -42,8 +41,7 @@ FIELDS = ("question", "problem", "prompt", "text")
 def run(options: Options) -> str:
     """Probes a model, writes what was found, and returns the lines to print."""
     check_choice("--position", options.position, POSITIONS)
-    conditions = [Condition(NONE), *chosen(options.condition, meaningless=options.meaningless,
-                                           meaningful=options.meaningful)]
+    conditions = [Condition(NONE), *options.conditions]
     sentences = read_sentences(options.sentences)
     site = Site(options.layer, options.head, options.prediction_head, options.loop)
     path = output_path(options.out, options.workdir, f"attention-{_slug(site)}")

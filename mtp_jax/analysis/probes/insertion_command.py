@@ -6,8 +6,8 @@ import dataclasses
 import json
 import re
 
-from mtp_jax.analysis.probes.conditions import BETWEEN, LENGTHS, POSITIONS, Condition, chosen
-from mtp_jax.analysis.probes.model_options import QuestionOptions
+from mtp_jax.analysis.probes.conditions import BETWEEN, LENGTHS, POSITIONS
+from mtp_jax.analysis.probes.model_options import FillerOptions, QuestionOptions
 from mtp_jax.config import check_choice
 from mtp_jax.config.generation import flag
 
@@ -15,7 +15,7 @@ USUAL_K = 55  # the source's
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(QuestionOptions):
+class Options(QuestionOptions, FillerOptions):
     """What is inserted into what; each field is a flag."""
 
     task: str = flag("", "Where the questions are from: polynomial, star_graph, induction, math500, gsm8k, or another "
@@ -23,12 +23,6 @@ class Options(QuestionOptions):
     k: tuple[str, ...] = flag((), "How often the filler is repeated. May be repeated. Default: 0, 10, 25, 40, 55, 70.")
     position: tuple[str, ...] = flag((), "Where: before the instruction, between it and the question, end, or random. "
                                      "May be repeated. Default: between.")
-    condition: tuple[str, ...] = flag((), "What: meaningless, meaningful, random (sentences). May be repeated. "
-                                      "Default: all; none is always there.")
-    meaningless: str = flag("/", "Token that is repeated as meaningless.")
-    meaningful: str = flag("he ", "Word that is repeated as meaningful.")
-    sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
-    same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
     loss_only: bool = flag(False, "Generate nothing: no accuracy.")
     leave_out: bool = flag(False, "Leave out problems that do not fit the window with the longest insertion.")
     bar_k: int | None = flag(None, "k of the bars. Default: the largest that is at most 55.")
@@ -68,15 +62,6 @@ class Options(QuestionOptions):
     def positions(self) -> tuple[str, ...]:
         """--position, or the default."""
         return self.position or (BETWEEN,)
-
-    @property
-    def conditions(self) -> list[Condition]:
-        """What is inserted, without the condition none, which is always measured.
-
-        Raises:
-          ValueError: one is unknown, there is none, or a filler is empty.
-        """
-        return chosen(self.condition, meaningless=self.meaningless, meaningful=self.meaningful)
 
     @property
     def bars(self) -> int:

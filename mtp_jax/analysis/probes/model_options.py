@@ -1,11 +1,15 @@
-"""Flags that the probes have in common: which model they look at, and how it is asked."""
+"""Flags that the probes have in common: which model they look at, how it is asked, and what is inserted."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from mtp_jax.config import EvaluationConfig
 from mtp_jax.config.generation import flag
+
+if TYPE_CHECKING:
+    from mtp_jax.analysis.probes.conditions import Condition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +58,26 @@ class QuestionOptions(ModelOptions):
             exit_threshold=self.exit_threshold, loops=self.loops)
         config.validate()
         return config
+
+
+@dataclasses.dataclass(frozen=True)
+class FillerOptions:
+    """What is inserted; each field is a flag."""
+
+    condition: tuple[str, ...] = flag((), "What: meaningless, meaningful, random (sentences). May be repeated. "
+                                      "Default: all; none is always there.")
+    meaningless: str = flag("/", "Token that is repeated as meaningless.")
+    meaningful: str = flag("he ", "Word that is repeated as meaningful.")
+    sentences: str = flag("", "Text file with the sentences of the control, one a line. Default: sixteen English ones.")
+    same_tokens: bool = flag(False, "k counts tokens, not repetitions: a filler of several is repeated and cut to k.")
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """What is inserted, without the condition none, which is always measured.
+
+        Raises:
+          ValueError: one is unknown, there is none, or a filler is empty.
+        """
+        from mtp_jax.analysis.probes.conditions import chosen  # loads numpy, which --help has no need of
+
+        return chosen(self.condition, meaningless=self.meaningless, meaningful=self.meaningful)

@@ -170,7 +170,7 @@ class Scorer:
         tokens_BxE, lengths_B = np.zeros((size, length + 1), np.int32), np.ones(size, np.int32)
         for b, row in enumerate(rows):
             tokens_BxE[b, :len(row)], lengths_B[b] = row, max(1, len(row) - 1)
-        key = ("likelihood", heads, tokens_BxE.shape, model.weights.exit_threshold is not None)
+        key = ("likelihood", heads, tokens_BxE.shape)  # what else the weights hold, jit tells apart
         if key not in model.programs:
             model.programs[key] = jax.jit(functools.partial(_read, model, heads))
         weights = first_heads(model.config, model.weights, max(heads))
